@@ -1,0 +1,1 @@
+"""Enforcement: from the accepted socket to the carried bytes."""

@@ -1,0 +1,1 @@
+"""What policies mean. Pure: no I/O, no asyncio, no mitmproxy."""

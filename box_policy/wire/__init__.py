@@ -1,0 +1,1 @@
+"""What bytes say. Pure, incremental parsers that never raise, whatever they are fed."""

@@ -1,0 +1,254 @@
+"""The mitmproxy addon: options, hooks, and the wiring between mitmproxy and the gate."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from mitmproxy import ctx, exceptions
+from mitmproxy.addonmanager import Loader
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.connection import Client
+from mitmproxy.proxy import mode_specs
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from box_policy.audit.sinks import Audit, Console, JsonLines
+from box_policy.gate.claim import HandedOver
+from box_policy.gate.gate import Gate, Settings
+from box_policy.gate.http import HttpDoor, HttpHandler
+from box_policy.gate.limits import Limits
+from box_policy.gate.mode import DEFAULT_BOX, BoxInstance, BoxMode, listen, mode_of
+from box_policy.policy.addresses import InvalidCidr
+from box_policy.policy.model import NetworkPolicy
+
+log = logging.getLogger(__name__)
+
+_OPERATOR_OPTIONS: Final = (
+    "box_policy_private_ranges",
+    "box_policy_name_servers",
+    "box_policy_ech",
+    "box_policy_resolve_for_cidrs",
+    "box_policy_log",
+    "box_policy_dns_port",
+)
+_STOCK_MODE: Final = "regular"
+
+
+class EgressPolicy:
+    """Enforces a policy on everything that mitmproxy is connected to.
+
+    Fails closed: it refuses to start where it could not enforce, and if it is taken out of a running
+    mitmproxy (an addon file that is edited or deleted) it ends the process.
+    """
+
+    def __init__(self) -> None:
+        self.gate: Gate | None = None
+        self._door: HttpDoor | None = None
+        self._audit = Audit()
+        self._log: JsonLines | None = None
+        self._dns_sockets: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Options.
+
+    def load(self, loader: Loader) -> None:
+        loader.add_option(
+            "box_policy_private_ranges",
+            Sequence[str],
+            [],
+            "CIDRs of private or otherwise special addresses that policies may open. Policies alone can't.",
+        )
+        loader.add_option(
+            "box_policy_name_servers",
+            Sequence[str],
+            [],
+            "Addresses of the name servers to ask. Default: those of /etc/resolv.conf.",
+        )
+        loader.add_option(
+            "box_policy_ech",
+            str,
+            "allow",
+            "TLS hellos with Encrypted Client Hello, which hide the name behind an outer one.",
+            choices=("allow", "deny"),
+        )
+        loader.add_option(
+            "box_policy_resolve_for_cidrs",
+            bool,
+            False,
+            "Resolve names under a policy that has CIDRs alone, to addresses inside them.",
+        )
+        loader.add_option("box_policy_log", str, "", "A file to append decisions to, as JSON lines.")
+        loader.add_option(
+            "box_policy_dns_port",
+            int,
+            0,
+            "A port to answer redirected DNS questions on, UDP and TCP. 0: none.",
+        )
+
+    def configure(self, updated: set[str]) -> None:
+        if "connection_strategy" in updated or self.gate is None:
+            self._require_lazy()
+        if "mode" in updated:
+            self._check_modes()
+        if self.gate is None:
+            self._make_gate()
+        elif updated.intersection(_OPERATOR_OPTIONS):
+            raise exceptions.OptionsError(
+                "box-policy: what the operator sets can't change while it runs; restart"
+            )
+
+    def _require_lazy(self) -> None:
+        # An eager mitmproxy dials where the client wants to go before anything has been decided.
+        if ctx.options.connection_strategy != "lazy":
+            ctx.options.update(connection_strategy="lazy")
+        if ctx.options.connection_strategy != "lazy":
+            raise exceptions.OptionsError("box-policy: needs connection_strategy=lazy")
+
+    def _check_modes(self) -> None:
+        if ctx.options.mode == [_STOCK_MODE]:
+            ctx.options.update(mode=["box"])
+            return
+        for spec in ctx.options.mode:
+            mode = mode_specs.ProxyMode.parse(spec)
+            if not isinstance(mode, BoxMode | mode_specs.TransparentMode):
+                raise exceptions.OptionsError(
+                    f"box-policy: mode '{spec}' can't be enforced. Leave --mode out (box-policy then listens "
+                    "itself, behind a firewall redirect) or use --mode transparent."
+                )
+
+    def _make_gate(self) -> None:
+        options = ctx.options
+        try:
+            settings = Settings(
+                private_ranges=tuple(options.box_policy_private_ranges),
+                name_servers=tuple(options.box_policy_name_servers),
+                deny_ech=options.box_policy_ech == "deny",
+                resolve_for_cidrs=options.box_policy_resolve_for_cidrs,
+                limits=Limits(),
+            )
+            if options.box_policy_log:
+                self._log = JsonLines(Path(options.box_policy_log))
+                self._audit.add(self._log)
+            self._audit.add(Console(sys.stderr))
+            self.gate = Gate(settings, self._audit, self._take_http)
+        except InvalidCidr as error:
+            raise exceptions.OptionsError(f"box-policy: box_policy_private_ranges: {error}") from error
+        except OSError as error:
+            raise exceptions.OptionsError(f"box-policy: box_policy_log: {error}") from error
+        self._door = HttpDoor(resolver=self.gate.resolver, audit=self._audit, limits=settings.limits)
+        self.gate.start()
+        BoxInstance.serving = self
+
+    def put_policy(self, policy: NetworkPolicy, box_id: str = DEFAULT_BOX) -> int:
+        """Put a policy in force. Returns the box's generation."""
+        if self.gate is None:
+            raise RuntimeError("the gate isn't configured yet")
+        return self.gate.put_policy(box_id, policy)
+
+    # Serving.
+
+    def serve_own_port(self, box: str, socks: Sequence[socket.socket]) -> None:
+        if self.gate is None or box not in self.gate.boxes:
+            raise RuntimeError(f"no policy for box '{box}'")
+        self.gate.serve(box, tcp=socks)
+
+    def leave_own_port(self, box: str, socks: Sequence[socket.socket]) -> None:
+        if self.gate is not None:
+            for sock in socks:
+                self.gate.lane.forget(sock)
+
+    def running(self) -> None:
+        if self.gate is None or DEFAULT_BOX not in self.gate.boxes:
+            self._stop_process("no policy is in force")
+        # Depending on how fast the script was loaded, mitmproxy may be listening in its own mode already.
+        task = asyncio.get_running_loop().create_task(self._replace_servers())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        port = ctx.options.box_policy_dns_port
+        if port and self.gate is not None:
+            try:
+                udp = listen(ctx.options.listen_host, port, socket.SOCK_DGRAM)
+                self._dns_sockets += udp
+                tcp = listen(ctx.options.listen_host, port)
+                self._dns_sockets += tcp
+            except OSError as error:
+                self._stop_process(f"box_policy_dns_port: {error.strerror}")
+            else:
+                self.gate.serve(DEFAULT_BOX, dns_udp=udp, dns_tcp=tcp)
+
+    async def _replace_servers(self) -> None:
+        servers = self._proxyserver().servers
+        wanted = [mode_specs.ProxyMode.parse(spec) for spec in ctx.options.mode]
+        if {server.mode for server in servers} != set(wanted):
+            await servers.update(wanted)
+        if not all(server.is_running for server in servers):
+            self._stop_process("can't listen")
+
+    async def client_connected(self, client: Client) -> None:
+        """The first hook of a connection, before any layer or dial: here the gate takes it over."""
+        handler = self._proxyserver().connections.get(client.id)
+        if isinstance(handler, HttpHandler):
+            return
+        client.error = "box-policy: taken over"  # whatever happens next, mitmproxy serves it no further
+        if (
+            self.gate is None
+            or handler is None
+            or not isinstance(client.proxy_mode, mode_specs.TransparentMode)
+        ):
+            log.warning("box-policy: refused a connection in mode %s", client.proxy_mode.full_spec)
+            return
+        io = handler.transports[client]
+        if not isinstance(io.writer, asyncio.StreamWriter) or not isinstance(io.reader, asyncio.StreamReader):
+            return
+        transport = io.writer.transport
+        if isinstance(transport, asyncio.ReadTransport) and transport.is_reading():
+            transport.pause_reading()
+        # What mitmproxy's reader holds already. There is no public way to ask for it without waiting.
+        received = bytes(io.reader._buffer)  # type: ignore[attr-defined]
+        own = io.writer.get_extra_info("socket")
+        self.gate.adopt(socket.socket(fileno=os.dup(own.fileno())), received, DEFAULT_BOX)
+
+    def server_connect(self, data: ServerConnectionHookData) -> None:
+        """No dial without a verdict: only the gate's own HTTP connections may ask for one."""
+        handler = self._proxyserver().connections.get(data.client.id)
+        if not isinstance(handler, HttpHandler):
+            data.server.error = "box-policy: no verdict"
+
+    def _take_http(self, handed_over: HandedOver) -> None:
+        if self._door is None:
+            handed_over.sock.close()
+            return
+        self._door.take(ctx.master, mode_of(handed_over.claim.box.id), handed_over)
+
+    def _proxyserver(self) -> Proxyserver:
+        proxyserver = ctx.master.addons.get("proxyserver")
+        if not isinstance(proxyserver, Proxyserver):
+            raise RuntimeError("box-policy needs mitmproxy's proxyserver addon")
+        return proxyserver
+
+    # The end.
+
+    def done(self) -> None:
+        """Called at shutdown; and when mitmproxy takes the addon out while it goes on without it."""
+        if not ctx.master.should_exit.is_set():
+            self._stop_process("the addon was removed from a running mitmproxy")
+        BoxInstance.serving = None
+        if self.gate is not None:
+            self.gate.stop()
+        for sock in self._dns_sockets:
+            sock.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _stop_process(self, why: str) -> None:
+        """Without the addon mitmproxy would forward everything, so the process ends: at once, not by way
+        of the event loop, on which connections are waiting."""
+        sys.stderr.write(f"box-policy: {why}; stopping, so that nothing passes unfiltered\n")
+        sys.stderr.flush()
+        if self._log is not None:
+            self._log.close()
+        os._exit(1)

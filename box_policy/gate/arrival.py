@@ -1,0 +1,209 @@
+"""A connection from accept to verdict."""
+
+import logging
+import socket
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+from box_policy.audit.records import Protocol, escape_name
+from box_policy.gate.boxes import GatedBox
+from box_policy.gate.claim import Claim, HandedOver
+from box_policy.gate.destination import Destination, original_destination
+from box_policy.gate.dial import Dial
+from box_policy.gate.farewell import Farewell
+from box_policy.gate.poller import ERROR, HANG_UP, QUIET, READ
+from box_policy.gate.relay import reset
+from box_policy.gate.resolution import Resolution
+from box_policy.policy.domains import name_from_wire
+from box_policy.policy.reasons import Reason
+from box_policy.policy.rules import Verdict
+from box_policy.wire.alerts import ACCESS_DENIED, INTERNAL_ERROR, fatal_alert
+from box_policy.wire.client_hello import ClientHello, ClientHelloReader, Fault, Malformed
+from box_policy.wire.first_bytes import Start, classify
+
+if TYPE_CHECKING:
+    from box_policy.gate.lane import Lane
+
+log = logging.getLogger(__name__)
+
+_READ_SIZE: Final = 16 * 1024
+
+_NAME_MAY_DECIDE: Final = (Reason.ADDRESS_NOT_ALLOWED, Reason.DENY_ALL)
+"""Denials of a bare address after which the first bytes are looked at: a name may allow it, or the
+client can be told in its own protocol."""
+
+_FAULTS: Final = {
+    Fault.INVALID: Reason.HELLO_INVALID,
+    Fault.TOO_LARGE: Reason.HELLO_TOO_LARGE,
+    Fault.NAME_AMBIGUOUS: Reason.NAME_INVALID,
+    Fault.NAME_EMPTY: Reason.NO_NAME,
+}
+
+
+class Arrival:
+    """Owns the client's socket until the verdict, and then gives it away."""
+
+    __slots__ = ("_claim", "_done", "_hello", "_lane", "_resolving", "_sock")
+
+    def __init__(
+        self, lane: "Lane", sock: socket.socket, box: GatedBox, destination: Destination | None
+    ) -> None:
+        self._lane = lane
+        self._sock = sock
+        self._claim = Claim(box, destination or _destination(sock))
+        self._hello: ClientHelloReader | None = None
+        self._resolving = False
+        self._done = False
+        box.live.add(self)
+        box.pending += 1
+        lane.arriving.start(self, self._claim.accepted)
+
+    def begin(self, received: bytes) -> None:
+        """Judge the destination by itself; look at the first bytes if that does not decide."""
+        verdict = self._claim.box.policy.judge_address(self._claim.destination.address)
+        if verdict.allowed:
+            self._dial(verdict, received)
+        elif verdict.reason not in _NAME_MAY_DECIDE:
+            self._deny(verdict)
+        else:
+            self._hello = ClientHelloReader()
+            self._lane.poller.register(self._sock.fileno(), READ, self)
+            if received:
+                self._take(received)
+
+    def ready(self, events: int) -> None:
+        if self._resolving:
+            if events & (HANG_UP | ERROR):
+                self._deny(Verdict.denied(Reason.CLIENT_GONE))
+            return
+        try:
+            data = self._sock.recv(_READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._take(data)
+        else:
+            self._deny(Verdict.denied(Reason.CLIENT_GONE), detail="closed before it named a host")
+
+    def overdue(self) -> None:
+        self._deny(Verdict.denied(Reason.TIMEOUT))
+
+    def failed(self, error: Exception) -> None:
+        self._end(Verdict.denied(Reason.INTERNAL_ERROR))
+
+    def cut(self, reason: Reason) -> None:
+        self._end(Verdict.denied(reason))
+
+    def _take(self, data: bytes) -> None:
+        hello = self._hello
+        if hello is None or self._done:
+            return
+        result = hello.feed(data)  # keeps all bytes, whatever the protocol turns out to be
+        match classify(hello.received):
+            case Start.NEED_MORE:
+                pass
+            case Start.TLS:
+                self._claim.protocol = Protocol.TLS
+                if isinstance(result, ClientHello):
+                    self._judge_hello(result)
+                elif isinstance(result, Malformed):
+                    self._deny(Verdict.denied(_FAULTS[result.fault]), detail=result.detail)
+            case Start.HTTP:
+                self._hand_over(bytes(hello.received))
+            case Start.POSTGRESQL | Start.OTHER:
+                detail = f"starts with {escape_name(bytes(hello.received[:16]))}"
+                self._deny(Verdict.denied(Reason.PROTOCOL_UNKNOWN), detail=detail)
+
+    def _judge_hello(self, hello: ClientHello) -> None:
+        claim = self._claim
+        claim.ech = hello.ech
+        claim.name_as_sent = hello.server_name
+        if hello.server_name is None:
+            self._deny(Verdict.denied(Reason.NO_NAME))
+            return
+        claim.name = name_from_wire(hello.server_name)
+        if claim.name is None:
+            self._deny(Verdict.denied(Reason.NAME_INVALID))
+            return
+        policy = claim.box.policy
+        verdict = policy.judge_name(claim.name)
+        if verdict.allowed and hello.ech and policy.operator.deny_ech:
+            verdict = Verdict.denied(Reason.ECH_DENIED, verdict.rule)
+        if not verdict.allowed:
+            self._deny(verdict)
+            return
+        self._resolving = True
+        self._lane.poller.modify(self._sock.fileno(), QUIET)
+        self._lane.resolve(claim.name, self._resolved)
+
+    def _resolved(self, resolution: Resolution) -> None:
+        """Called by the resolver, so whatever goes wrong has to end here."""
+        claim = self._claim
+        if self._done or claim.name is None or self._hello is None:
+            return
+        try:
+            claim.resolved = resolution.addresses
+            # Judged from the start again: the policy may have changed while the answer was awaited.
+            verdict = claim.box.policy.judge_resolution(claim.name, resolution.addresses)
+            if verdict.allowed:
+                self._dial(verdict, bytes(self._hello.received))
+            elif verdict.reason is Reason.RESOLUTION_FAILED:
+                self._deny(verdict, alert=INTERNAL_ERROR, detail=resolution.error)
+            else:
+                self._deny(verdict)
+        except Exception as error:
+            log.exception("a connection failed in the gate and is closed")
+            self.failed(error)
+
+    # Ways out. Each leaves exactly once, and leaves exactly one record.
+
+    def _dial(self, verdict: Verdict, received: bytes) -> None:
+        dial = Dial(self._lane, self._sock, self._claim, verdict, received)
+        self._lane.audit(self._claim.decision(verdict, dialled=dial.first))
+        self._leave()
+        dial.begin()
+
+    def _hand_over(self, received: bytes) -> None:
+        self._claim.protocol = Protocol.HTTP
+        self._leave()
+        self._lane.hand_over(HandedOver(self._sock, received, self._claim))
+
+    def _deny(self, verdict: Verdict, *, alert: int = ACCESS_DENIED, detail: str = "") -> None:
+        """Say no in the client's own protocol, as far as that is known."""
+        if self._done:
+            return
+        if self._claim.protocol is Protocol.TLS and verdict.reason is not Reason.CLIENT_GONE:
+            self._lane.audit(self._claim.decision(verdict, detail=detail))
+            self._leave()
+            Farewell(self._lane, self._sock, self._claim.box, fatal_alert(alert)).begin()
+        else:
+            self._end(verdict, detail)
+
+    def _end(self, verdict: Verdict, detail: str = "") -> None:
+        """Reset. Must not raise: it is what is left when something else did."""
+        if self._done:
+            return
+        self._leave()
+        reset(self._sock)
+        try:
+            self._lane.audit(self._claim.decision(verdict, detail=detail))
+        except Exception:
+            log.exception("a denial could not be recorded")
+
+    def _leave(self) -> None:
+        self._done = True
+        self._lane.poller.unregister(self._sock.fileno())
+        self._lane.arriving.stop(self)
+        self._claim.box.live.discard(self)
+        self._claim.box.pending -= 1
+
+
+def _destination(sock: socket.socket) -> Destination:
+    try:
+        return original_destination(sock)
+    except OSError:
+        # It was not redirected, but connected to the listener itself: one of the gate's own addresses.
+        host, port = sock.getsockname()[:2]
+        return Destination(ip_address(host.partition("%")[0]), port)

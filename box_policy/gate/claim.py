@@ -1,0 +1,77 @@
+"""What a box says it wants, and how that is written down."""
+
+import socket
+import time
+from dataclasses import dataclass, field
+
+from box_policy.audit.records import Event, Protocol, Record, escape_name, listed, next_connection
+from box_policy.gate.boxes import GatedBox
+from box_policy.gate.destination import Destination
+from box_policy.policy.addresses import Address
+from box_policy.policy.rules import Verdict
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """Everything known of one connection that the box chose. Never trusted."""
+
+    box: GatedBox
+    destination: Destination
+    protocol: Protocol = Protocol.TCP
+    name: str | None = None
+    """Canonical: what is judged."""
+    name_as_sent: bytes | None = None
+    """What is recorded; may be anything."""
+    ech: bool = False
+    resolved: tuple[Address, ...] = ()
+    number: int = field(default_factory=next_connection)
+    accepted: float = field(default_factory=time.monotonic)
+
+    def decision(self, verdict: Verdict, *, dialled: Address | None = None, detail: str = "") -> Record:
+        """The record of a verdict on this claim."""
+        if verdict.dropped and not detail:
+            detail = "not used: " + ", ".join(listed(verdict.dropped))
+        return Record(
+            event=Event.DECISION,
+            connection=self.number,
+            box=self.box.id,
+            generation=self.box.generation,
+            protocol=self.protocol,
+            allowed=verdict.allowed,
+            reason=verdict.reason,
+            rule=verdict.rule,
+            name=self._recorded_name(),
+            claimed_address=str(self.destination.address),
+            claimed_port=self.destination.port,
+            resolved=listed(self.resolved),
+            dialled=str(dialled) if dialled is not None else None,
+            mismatch=bool(self.resolved) and self.destination.address not in self.resolved,
+            ech=self.ech,
+            detail=detail,
+        )
+
+    def end(
+        self, verdict: Verdict, *, dialled: Address | None, up: int, down: int, detail: str = ""
+    ) -> Record:
+        """The record of an allowed connection's end; the verdict holds the reason of the end."""
+        record = self.decision(verdict, dialled=dialled, detail=detail)
+        record.event = Event.END
+        record.allowed = True
+        record.bytes_up = up
+        record.bytes_down = down
+        record.duration = time.monotonic() - self.accepted
+        return record
+
+    def _recorded_name(self) -> str | None:
+        if self.name_as_sent is not None:
+            return escape_name(self.name_as_sent)
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A connection that starts with HTTP, on its way to the HTTP layer. The receiver owns the socket."""
+
+    sock: socket.socket
+    received: bytes
+    claim: Claim

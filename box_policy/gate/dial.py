@@ -1,0 +1,207 @@
+"""An allowed connection from verdict to upstream, and the relayed pair that comes of it."""
+
+import errno
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from box_policy.audit.records import Protocol
+from box_policy.gate.claim import Claim
+from box_policy.gate.farewell import Farewell
+from box_policy.gate.own_addresses import address_family
+from box_policy.gate.poller import ERROR, HANG_UP, QUIET, WRITE
+from box_policy.gate.relay import Pair, reset
+from box_policy.policy.addresses import Address
+from box_policy.policy.reasons import Reason
+from box_policy.policy.rules import Verdict
+from box_policy.wire.alerts import INTERNAL_ERROR, fatal_alert
+
+if TYPE_CHECKING:
+    from box_policy.gate.lane import Lane
+
+log = logging.getLogger(__name__)
+
+
+class Dial:
+    """Connects to the addresses of a verdict, one after the other, as literals. Owns both sockets."""
+
+    __slots__ = (
+        "_addresses", "_claim", "_client", "_done", "_error", "_generation", "_lane", "_received", "_server",
+        "_watcher", "first", "target",
+    )  # fmt: skip
+
+    def __init__(
+        self, lane: "Lane", client: socket.socket, claim: Claim, verdict: Verdict, received: bytes
+    ) -> None:
+        if not verdict.allowed or not verdict.addresses:
+            raise PermissionError("a dial needs a verdict that allows an address")
+        self._lane = lane
+        self._client = client
+        self._claim = claim
+        self._received = received
+        self._generation = claim.box.generation
+        self._addresses = in_dialling_order(verdict.addresses, claim.destination.address)
+        self._server: socket.socket | None = None
+        self._error = ""
+        self._watcher = _ClientWatcher(self)
+        self._done = False
+        self.first = self._addresses[0]
+        self.target = self.first
+
+    def begin(self) -> None:
+        self._claim.box.live.add(self)
+        self._lane.poller.register(self._client.fileno(), QUIET, self._watcher)
+        self._next()
+
+    def ready(self, events: int) -> None:
+        """The upstream has answered, one way or the other."""
+        server = self._server
+        if self._done or server is None:
+            return
+        code = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._give_up_address(code)
+        elif events & WRITE:
+            self._connected(server)
+
+    def overdue(self) -> None:
+        self._give_up_address(errno.ETIMEDOUT)
+
+    def failed(self, error: Exception) -> None:
+        self.cut(Reason.INTERNAL_ERROR)
+
+    def cut(self, reason: Reason) -> None:
+        if self._leave():
+            if self._server is not None:
+                reset(self._server)
+            reset(self._client)
+            self._record_end(reason)
+
+    def _next(self) -> None:
+        while self._addresses:
+            self.target = self._addresses.pop(0)
+            server = socket.socket(address_family(self.target), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self._server = server
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            code = server.connect_ex((str(self.target), self._claim.destination.port))
+            if code in (0, errno.EINPROGRESS):
+                self._lane.poller.register(server.fileno(), WRITE, self)
+                self._lane.connecting.start(self, self._lane.poller.now)
+                return
+            self._error = f"{self.target}: {os.strerror(code)}"
+            server.close()
+            self._server = None
+        self._fail()
+
+    def _give_up_address(self, code: int) -> None:
+        if self._done:
+            return
+        self._error = f"{self.target}: {os.strerror(code)}"
+        self._lane.connecting.stop(self)
+        if self._server is not None:
+            self._lane.poller.unregister(self._server.fileno())
+            self._server.close()
+            self._server = None
+        self._next()
+
+    def _connected(self, server: socket.socket) -> None:
+        claim = self._claim
+        if claim.box.generation != self._generation and not self._judge_again().allowed:
+            self.cut(Reason.POLICY_CHANGED)
+            return
+        self._leave()
+        try:
+            relayed = Relayed(self._lane, claim, self.target)
+            relayed.begin(self._client, server, self._received)
+        except OSError as error:
+            self._error = f"{self.target}: {error.strerror}"
+            server.close()
+            self._fail()
+
+    def _judge_again(self) -> Verdict:
+        """The policy has changed while the dial was under way."""
+        policy = self._claim.box.policy
+        if self._claim.name is None:
+            return policy.judge_address(self.target)
+        return policy.judge_resolution(self._claim.name, (self.target,))
+
+    def _fail(self) -> None:
+        """No address is left: the client is told that it isn't the policy's doing."""
+        self._leave()
+        if self._claim.protocol is Protocol.TLS:
+            Farewell(self._lane, self._client, self._claim.box, fatal_alert(INTERNAL_ERROR)).begin()
+        else:
+            reset(self._client)
+        self._record_end(Reason.UPSTREAM_FAILED)
+
+    def _leave(self) -> bool:
+        """Leave every register. False if that was done before."""
+        if self._done:
+            return False
+        self._done = True
+        self._lane.poller.unregister(self._client.fileno())
+        if self._server is not None:
+            self._lane.poller.unregister(self._server.fileno())
+        self._lane.connecting.stop(self)
+        self._claim.box.live.discard(self)
+        return True
+
+    def _record_end(self, reason: Reason) -> None:
+        try:
+            self._lane.audit(
+                self._claim.end(Verdict.denied(reason), dialled=self.target, up=0, down=0, detail=self._error)
+            )
+        except Exception:
+            log.exception("the end of a connection could not be recorded")
+
+
+class _ClientWatcher:
+    """The client's descriptor while its upstream is being dialled."""
+
+    __slots__ = ("_dial",)
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+
+    def ready(self, events: int) -> None:
+        if events & (HANG_UP | ERROR):
+            self._dial.cut(Reason.CLIENT_GONE)
+
+    def failed(self, error: Exception) -> None:
+        self._dial.failed(error)
+
+
+class Relayed:
+    """A relayed connection, as the box's list of live ones sees it."""
+
+    __slots__ = ("_claim", "_lane", "_pair", "_target")
+
+    def __init__(self, lane: "Lane", claim: Claim, target: Address) -> None:
+        self._lane = lane
+        self._claim = claim
+        self._target = target
+        self._pair: Pair | None = None
+
+    def begin(self, client: socket.socket, server: socket.socket, received: bytes) -> None:
+        self._pair = self._lane.relay.start(client, server, received, self._closed)
+        self._claim.box.live.add(self)
+
+    def cut(self, reason: Reason) -> None:
+        if self._pair is not None:
+            self._pair.close(reason)
+
+    def _closed(self, pair: Pair, reason: Reason) -> None:
+        self._claim.box.live.discard(self)
+        end = self._claim.end(
+            Verdict.denied(reason), dialled=self._target, up=pair.up.carried, down=pair.down.carried
+        )
+        try:
+            self._lane.audit(end)
+        except Exception:
+            log.exception("the end of a connection could not be recorded")
+
+
+def in_dialling_order(addresses: tuple[Address, ...], claimed: Address) -> list[Address]:
+    """The claimed address first, if it is among them, then those of its family, then the rest."""
+    return sorted(addresses, key=lambda address: (address != claimed, address.version != claimed.version))

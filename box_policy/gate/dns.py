@@ -1,0 +1,245 @@
+"""Answers a box's DNS questions, over UDP and TCP, as far as its policy lets them be asked.
+
+DNS is itself a way out: a question carries data to whoever runs the zone. So a question is judged
+before anything is asked upstream, and asked anew rather than passed on.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import dns.rcode
+import dns.rdatatype
+
+from box_policy.audit.records import Event, Protocol, Record, escape_name, listed, next_connection
+from box_policy.audit.sinks import Audit
+from box_policy.gate.boxes import GatedBox
+from box_policy.gate.limits import Limits
+from box_policy.gate.resolver import AAAA, A, Answer, Resolver
+from box_policy.policy.domains import name_from_wire
+from box_policy.policy.reasons import Reason
+from box_policy.policy.rules import Verdict
+from box_policy.wire.dns_message import ExtendedError, Question, Rcode, read_question, write_answer
+
+log = logging.getLogger(__name__)
+
+_MAX_DATAGRAM: Final = 4096
+_DATAGRAMS_A_TURN: Final = 64
+_HIDDEN_TYPES: Final = (64, 65)
+"""SVCB and HTTPS (RFC 9460): they carry ECH keys, which hide names, and address hints, which go round
+the check of addresses. Answered as if there were none."""
+
+_PROHIBITED: Final = (Reason.DENY_ALL, Reason.UNKNOWN_BOX)
+
+
+class DnsServer:
+    """Serves any number of boxes' DNS sockets on the running loop."""
+
+    def __init__(self, resolver: Resolver, audit: Audit, limits: Limits) -> None:
+        self._resolver = resolver
+        self._audit = audit
+        self._limits = limits
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pending: dict[str, int] = {}
+        self._connections: dict[str, int] = {}
+        self._recorded_limit: dict[str, float] = {}
+
+    def serve_udp(self, sock: socket.socket, box: GatedBox) -> None:
+        """Answer on a bound socket. The caller keeps owning it."""
+        sock.setblocking(False)
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._read_datagrams, sock, box)
+
+    def serve_tcp(self, sock: socket.socket, box: GatedBox) -> None:
+        """Answer on a listening socket. The caller keeps owning it."""
+        sock.setblocking(False)
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock, box)
+
+    def forget(self, sock: socket.socket) -> None:
+        """Stop serving a socket; to be called before it is closed."""
+        asyncio.get_running_loop().remove_reader(sock.fileno())
+
+    async def close(self) -> None:
+        """Give up every question and connection under way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # UDP
+
+    def _read_datagrams(self, sock: socket.socket, box: GatedBox) -> None:
+        for _ in range(_DATAGRAMS_A_TURN):
+            try:
+                message, sender = sock.recvfrom(_MAX_DATAGRAM)
+            except OSError:
+                return
+            question = read_question(message)
+            if question is None:
+                continue
+            if self._pending.get(box.id, 0) >= self._limits.dns_pending:
+                self._record_limit(box)
+                _send(sock, write_answer(question, Rcode.REFUSED), sender)
+                continue
+            self._spawn(self._answer_datagram(sock, box, question, sender))
+
+    async def _answer_datagram(
+        self, sock: socket.socket, box: GatedBox, question: Question, sender: Any
+    ) -> None:
+        _send(sock, await self._answer(box, question, max_size=question.udp_size), sender)
+
+    # TCP
+
+    def _accept(self, sock: socket.socket, box: GatedBox) -> None:
+        try:
+            connection, _ = sock.accept()
+        except OSError:
+            return
+        if self._connections.get(box.id, 0) >= self._limits.dns_connections:
+            self._record_limit(box)
+            connection.close()
+            return
+        connection.setblocking(False)
+        self._connections[box.id] = self._connections.get(box.id, 0) + 1
+        self._spawn(self._serve_connection(connection, box))
+
+    async def _serve_connection(self, sock: socket.socket, box: GatedBox) -> None:
+        """Questions one after the other, each behind its length (RFC 1035 section 4.2.2)."""
+        writer = None
+        try:
+            reader, writer = await asyncio.open_connection(sock=sock)
+            while True:
+                async with asyncio.timeout(self._limits.dns_idle_timeout):
+                    message = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+                question = read_question(message)
+                if question is None:
+                    return
+                answer = await self._answer(box, question, max_size=None)
+                writer.write(len(answer).to_bytes(2) + answer)
+                async with asyncio.timeout(self._limits.dns_idle_timeout):
+                    await writer.drain()
+        except (OSError, EOFError, TimeoutError):
+            pass
+        finally:
+            self._connections[box.id] -= 1
+            if writer is not None:
+                writer.close()
+            else:
+                sock.close()
+
+    # Both
+
+    async def _answer(self, box: GatedBox, question: Question, *, max_size: int | None) -> bytes:
+        """Whatever goes wrong, a refusal."""
+        self._pending[box.id] = self._pending.get(box.id, 0) + 1
+        try:
+            return await self._judge_and_ask(box, question, max_size)
+        except Exception:
+            log.exception("a question failed in the gate and is refused")
+            return write_answer(question, Rcode.REFUSED, error=(ExtendedError.OTHER, Reason.INTERNAL_ERROR))
+        finally:
+            self._pending[box.id] -= 1
+
+    async def _judge_and_ask(self, box: GatedBox, question: Question, max_size: int | None) -> bytes:
+        if question.fault is not Rcode.NOERROR:
+            self._record(box, question, Verdict.denied(Reason.QUESTION_INVALID), detail=question.fault.name)
+            return write_answer(question, question.fault)
+        name = name_from_wire(question.name)
+        if name is None:
+            return self._refuse(box, question, Verdict.denied(Reason.NAME_INVALID))
+        verdict = box.policy.judge_question(name, question.type)
+        if not verdict.allowed:
+            return self._refuse(box, question, verdict)
+        if question.type in _HIDDEN_TYPES:
+            self._record(box, question, verdict, detail="answered as empty")
+            return write_answer(question, Rcode.NOERROR)
+
+        answer = await self._resolver.ask(name, question.type)
+        # The policy may have changed while the answer was awaited.
+        verdict = box.policy.judge_question(name, question.type)
+        if not verdict.allowed:
+            return self._refuse(box, question, verdict)
+        if answer.error:
+            self._record(box, question, Verdict.denied(Reason.RESOLUTION_FAILED), detail=answer.error)
+            error = (ExtendedError.NETWORK_ERROR, answer.error)
+            return write_answer(question, Rcode.SERVFAIL, error=error)
+        if question.type in (A, AAAA) and answer.records:
+            return self._answer_addresses(box, question, name, answer, max_size)
+        self._record(box, question, verdict)
+        rcode = Rcode.NXDOMAIN if answer.rcode == dns.rcode.NXDOMAIN else Rcode.NOERROR
+        return write_answer(question, rcode, records=answer.records, ttl=answer.ttl, max_size=max_size)
+
+    def _answer_addresses(
+        self, box: GatedBox, question: Question, name: str, answer: Answer, max_size: int | None
+    ) -> bytes:
+        addresses = answer.addresses()
+        verdict = box.policy.judge_answer(name, addresses)
+        self._record(box, question, verdict, resolved=listed(addresses))
+        if not verdict.allowed:
+            # An empty answer rather than a refusal: the name's other address family may be fine.
+            return write_answer(question, Rcode.NOERROR, error=(ExtendedError.BLOCKED, verdict.reason))
+        records = tuple((question.type, address.packed) for address in verdict.addresses)
+        return write_answer(question, Rcode.NOERROR, records=records, ttl=answer.ttl, max_size=max_size)
+
+    def _refuse(self, box: GatedBox, question: Question, verdict: Verdict) -> bytes:
+        self._record(box, question, verdict)
+        code = ExtendedError.PROHIBITED if verdict.reason in _PROHIBITED else ExtendedError.FILTERED
+        return write_answer(question, Rcode.REFUSED, error=(code, verdict.reason))
+
+    def _record(
+        self,
+        box: GatedBox,
+        question: Question,
+        verdict: Verdict,
+        *,
+        resolved: tuple[str, ...] = (),
+        detail: str = "",
+    ) -> None:
+        kind = dns.rdatatype.to_text(dns.rdatatype.RdataType.make(question.type)) if question.section else ""
+        self._audit(
+            Record(
+                event=Event.DECISION,
+                connection=next_connection(),
+                box=box.id,
+                generation=box.generation,
+                protocol=Protocol.DNS,
+                allowed=verdict.allowed,
+                reason=verdict.reason,
+                rule=verdict.rule,
+                name=escape_name(question.name),
+                resolved=resolved,
+                detail=f"{kind} {detail}".strip(),
+            )
+        )
+
+    def _record_limit(self, box: GatedBox) -> None:
+        now = time.monotonic()
+        if now - self._recorded_limit.get(box.id, float("-inf")) < 1:
+            return
+        self._recorded_limit[box.id] = now
+        self._audit(
+            Record(
+                event=Event.DECISION,
+                connection=next_connection(),
+                box=box.id,
+                generation=box.generation,
+                protocol=Protocol.DNS,
+                allowed=False,
+                reason=Reason.LIMIT,
+                detail="too many questions at once; one such record a second",
+            )
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _send(sock: socket.socket, message: bytes, receiver: Any) -> None:
+    try:
+        sock.sendto(message, receiver)
+    except OSError:
+        pass  # as with any lost datagram, the client asks again

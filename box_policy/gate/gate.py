@@ -1,0 +1,142 @@
+"""The gate: every box's connections and questions, judged by that box's policy.
+
+Put together from the lane (TLS and everything else), the HTTP door and the DNS server, on one event loop.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from box_policy.audit.sinks import Audit
+from box_policy.gate.boxes import GatedBox
+from box_policy.gate.claim import HandedOver
+from box_policy.gate.destination import Destination
+from box_policy.gate.dns import DnsServer
+from box_policy.gate.lane import Lane
+from box_policy.gate.limits import Limits
+from box_policy.gate.own_addresses import OwnAddresses
+from box_policy.gate.resolver import NameServers, Resolver
+from box_policy.policy.addresses import AddressSet
+from box_policy.policy.model import NetworkPolicy
+from box_policy.policy.reasons import Reason
+from box_policy.policy.rules import CompiledPolicy, Operator
+
+log = logging.getLogger(__name__)
+
+_SWEEP_INTERVAL = 0.25
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator decides, and no policy can."""
+
+    private_ranges: Sequence[str] = ()
+    """CIDRs of special addresses that policies may open."""
+    name_servers: Sequence[str] = ()
+    """Addresses of the name servers to ask; none: those of resolv.conf."""
+    deny_ech: bool = False
+    resolve_for_cidrs: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    def operator(self) -> Operator:
+        """The settings in the form in which policies are compiled with them."""
+        return Operator(
+            private_ranges=AddressSet(self.private_ranges),
+            own_addresses=OwnAddresses(),
+            deny_ech=self.deny_ech,
+            resolve_for_cidrs=self.resolve_for_cidrs,
+        )
+
+
+class Gate:
+    """Needs a running event loop from :meth:`start` to :meth:`close`."""
+
+    def __init__(self, settings: Settings, audit: Audit, take_http: Callable[[HandedOver], None]) -> None:
+        self.settings = settings
+        self.audit = audit
+        self.boxes: dict[str, GatedBox] = {}
+        self.resolver = Resolver(NameServers(settings.name_servers))
+        self.dns = DnsServer(self.resolver, audit, settings.limits)
+        self.lane = Lane(
+            resolve=self.resolver.resolve, audit=audit, hand_over=take_http, limits=settings.limits
+        )
+        self._operator = settings.operator()
+        self._streams: dict[str, list[socket.socket]] = {}
+        self._dns_sockets: dict[str, list[socket.socket]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.closed = False
+
+    def start(self) -> None:
+        """Begin to serve, on the running loop."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.lane.fileno(), self.lane.run_ready)
+        self._sweeper = loop.call_later(_SWEEP_INTERVAL, self._sweep)
+
+    def put_policy(self, box_id: str, policy: NetworkPolicy) -> int:
+        """Put a policy in force for a box, known or new. Returns the box's generation."""
+        compiled = CompiledPolicy(policy, self._operator)
+        box = self.boxes.get(box_id)
+        if box is None:
+            self.boxes[box_id] = GatedBox(box_id, compiled)
+            return 1
+        return box.put_policy(compiled)
+
+    def serve(
+        self,
+        box_id: str,
+        *,
+        tcp: Sequence[socket.socket] = (),
+        dns_udp: Sequence[socket.socket] = (),
+        dns_tcp: Sequence[socket.socket] = (),
+    ) -> None:
+        """Serve a box's sockets, which the caller keeps owning. The box must have a policy: KeyError."""
+        box = self.boxes[box_id]
+        for sock in tcp:
+            self.lane.listen(sock, box)
+            self._streams.setdefault(box_id, []).append(sock)
+        for sock in dns_udp:
+            self.dns.serve_udp(sock, box)
+            self._dns_sockets.setdefault(box_id, []).append(sock)
+        for sock in dns_tcp:
+            self.dns.serve_tcp(sock, box)
+            self._dns_sockets.setdefault(box_id, []).append(sock)
+
+    def adopt(
+        self, sock: socket.socket, received: bytes, box_id: str, destination: Destination | None = None
+    ) -> None:
+        """Take over a connection that somebody else accepted. The box must have a policy: KeyError."""
+        self.lane.adopt(sock, received, self.boxes[box_id], destination)
+
+    def drop(self, box_id: str) -> None:
+        """Forget a box: its sockets are served no more, and what is open is reset."""
+        for sock in self._streams.pop(box_id, ()):
+            self.lane.forget(sock)
+        for sock in self._dns_sockets.pop(box_id, ()):
+            self.dns.forget(sock)
+        box = self.boxes.pop(box_id, None)
+        if box is not None:
+            box.cut_all(Reason.BOX_CLOSED)
+
+    def stop(self) -> None:
+        """Stop serving and reset everything, at once. Repeating it does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for box_id in list(self.boxes):
+            self.drop(box_id)
+        asyncio.get_running_loop().remove_reader(self.lane.fileno())
+        self.lane.close()
+
+    async def close(self) -> None:
+        """The same, and wait for what was under way."""
+        self.stop()
+        await self.dns.close()
+        await self.resolver.close()
+
+    def _sweep(self) -> None:
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_INTERVAL, self._sweep)
+        self.lane.sweep()

@@ -1,0 +1,48 @@
+"""The host's own table of names (hosts(5))."""
+
+from ipaddress import ip_address
+from pathlib import Path
+
+from box_policy.policy.addresses import Address
+from box_policy.policy.domains import name_from_wire
+
+
+class HostsFile:
+    """Looks names up in a hosts file, and reads it again when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._version: tuple[int, int] | None = None
+        self._names: dict[str, tuple[Address, ...]] = {}
+
+    def addresses(self, name: str) -> tuple[Address, ...]:
+        """The addresses of a canonical name; empty if the file has none, or can't be read."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return ()
+        version = (status.st_mtime_ns, status.st_size)
+        if version != self._version:
+            self._version = version
+            self._names = self._read()
+        return self._names.get(name, ())
+
+    def _read(self) -> dict[str, tuple[Address, ...]]:
+        names: dict[str, tuple[Address, ...]] = {}
+        try:
+            text = self._path.read_bytes()
+        except OSError:
+            return names
+        for line in text.splitlines():
+            fields = line.partition(b"#")[0].split()
+            if len(fields) < 2:
+                continue
+            try:
+                address = ip_address(fields[0].decode("ascii"))
+            except ValueError:
+                continue
+            for field in fields[1:]:
+                name = name_from_wire(field)
+                if name is not None:
+                    names[name] = (*names.get(name, ()), address)
+        return names

@@ -1,0 +1,426 @@
+"""Plain HTTP: every request on a connection judged by its own Host, on mitmproxy's HTTP layer.
+
+Judging happens here, in the connection handler, not in an addon's hook: mitmproxy swallows what an
+addon raises and lets the flow go on, and other addons could come after.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from mitmproxy import http
+from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.proxy import commands, events, server_hooks
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+)
+from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
+from mitmproxy.proxy.server import ConnectionIO
+
+from box_policy.audit.sinks import Audit
+from box_policy.gate.boxes import GatedBox
+from box_policy.gate.claim import Claim, HandedOver
+from box_policy.gate.dial import in_dialling_order
+from box_policy.gate.http_layer import GateHttpLayer, HttpWatch
+from box_policy.gate.http_request import Refused, error_response, make_forwardable, read_target, recorded_host
+from box_policy.gate.limits import Limits
+from box_policy.gate.own_addresses import address_family
+from box_policy.gate.relay import reset
+from box_policy.gate.resolver import Resolver
+from box_policy.policy.addresses import Address
+from box_policy.policy.reasons import Reason
+from box_policy.policy.rules import Verdict
+
+if TYPE_CHECKING:
+    from mitmproxy.master import Master
+    from mitmproxy.proxy.mode_specs import ProxyMode
+
+log = logging.getLogger(__name__)
+
+_SWITCHING_PROTOCOLS: Final = 101
+_READ_SIZE: Final = 65535
+
+
+class GatedReader:
+    """A reader that holds back what the client sends while a request is being judged or dialled for.
+
+    The HTTP layer would otherwise collect it without bound. The reader beneath has a bounded buffer, so
+    the client itself is held back in the end.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, received: bytes) -> None:
+        self._reader = reader
+        self._received = received
+        self.open = asyncio.Event()
+        self.open.set()
+        self.count = 0
+
+    async def read(self, size: int = _READ_SIZE) -> bytes:
+        await self.open.wait()
+        if self._received:
+            data, self._received = self._received[:size], self._received[size:]
+        else:
+            data = await self._reader.read(size)
+        self.count += len(data)
+        return data
+
+
+class HttpHandler(ProxyConnectionHandler, HttpWatch):
+    """One connection of a box that speaks HTTP."""
+
+    def __init__(
+        self,
+        master: "Master",
+        mode: "ProxyMode",
+        handed_over: HandedOver,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        resolver: Resolver,
+        audit: Audit,
+        limits: Limits,
+    ) -> None:
+        super().__init__(master, reader, writer, master.options, mode)
+        self._claim = handed_over.claim
+        self._box: GatedBox = handed_over.claim.box
+        self._resolver = resolver
+        self._audit = audit
+        self._limits = limits
+        self._refusal: bytes | None = None
+        self._allowed: list[Address] = []  # what the request under way may be sent to
+        self._generation = 0
+        self._name = ""
+        self._wants_websocket = False
+        self._ended: Reason | None = None
+        self._dialled: Address | None = None
+        self._down = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._reader = GatedReader(reader, handed_over.received)
+        self.transports[self.client].reader = self._reader  # type: ignore[assignment]
+        destination = handed_over.claim.destination
+        context = self.layer.context
+        context.client.sockname = context.server.address = (str(destination.address), destination.port)
+        self.layer = GateHttpLayer(context, self, limits.http_head)
+
+    async def handle_client(self) -> None:
+        """Serve the connection to its end. Leaves nothing open, whatever happens."""
+        self._box.live.add(self)
+        self.timeout_watchdog.timeout = self._limits.http_idle_timeout
+        self._start_timer(self._limits.verdict_timeout - (time.monotonic() - self._claim.accepted))
+        try:
+            await super().handle_client()
+        finally:
+            self._stop_timer()
+            self._box.live.discard(self)
+            self._abort()
+            if self._dialled is not None:
+                end = Verdict.denied(self._ended or Reason.CLOSED)
+                self._audit(
+                    self._claim.end(end, dialled=self._dialled, up=self._reader.count, down=self._down)
+                )
+
+    def cut(self, reason: Reason) -> None:
+        """End it at once with RST on both sides. A request that is being judged is never sent."""
+        self._ended = self._ended or reason
+        self._allowed = []
+        self.client.error = reason
+        handlers = [io.handler for io in self.transports.values()]
+        self._abort()
+        for handler in handlers:
+            if handler is not None:
+                handler.cancel(reason)
+
+    def _abort(self) -> None:
+        for io in self.transports.values():
+            if isinstance(io.writer, asyncio.StreamWriter):
+                sock = io.writer.get_extra_info("socket")
+                if self._ended is not None and sock is not None:
+                    _reset_on_close(sock)
+                io.writer.transport.abort()
+
+    # What the layer tells.
+
+    def head_started(self) -> None:
+        if self._timer is None:
+            self._start_timer(self._limits.verdict_timeout)
+
+    def head_complete(self) -> None:
+        self._stop_timer()
+
+    def refused_head(self, refused: Refused) -> bytes:
+        response = self._refuse(self._claim, refused, Verdict.denied(refused.reason))
+        self._linger()
+        return response
+
+    def response_for(self, status: int, message: str) -> bytes | None:
+        self._linger()
+        if self._refusal is not None:
+            return self._refusal
+        if not status or self._ended is not None:
+            return None
+        if status >= 500:
+            reason = Reason.UPSTREAM_FAILED
+            self._ended = reason
+        else:
+            reason = Reason.HTTP_INVALID
+            self._audit(self._claim.decision(Verdict.denied(reason), detail=message))
+        return error_response(status, reason, host=self._name or None, generation=self._box.generation)
+
+    # Judging.
+
+    async def handle_hook(self, hook: commands.StartHook) -> None:
+        if isinstance(hook, HttpRequestHeadersHook):
+            self._reader.open.clear()  # until there is a way to send what follows
+            await super().handle_hook(hook)
+            await self._judge(hook.flow)
+            if hook.flow.error or hook.flow.response or not self._must_dial(hook.flow):
+                self._reader.open.set()
+        elif isinstance(hook, HttpRequestHook):
+            await super().handle_hook(hook)
+            if hook.flow.error or hook.flow.response:
+                self._reader.open.set()
+        elif isinstance(hook, HttpResponseHeadersHook):
+            await super().handle_hook(hook)
+            self._check_response(hook.flow)
+        else:
+            await super().handle_hook(hook)
+
+    async def _judge(self, flow: http.HTTPFlow) -> None:
+        """Let the flow go on to judged addresses, or kill it with an answer. Comes after every addon."""
+        claim = dataclasses.replace(self._claim)
+        verdict = Verdict.denied(Reason.INTERNAL_ERROR)
+        try:
+            target = read_target(flow.request, self._claim.destination)
+            claim.name, claim.name_as_sent = target.name, target.as_sent
+            verdict = claim.box.policy.judge_name(target.name)
+            if verdict.allowed:
+                resolution = await self._resolver.addresses(target.name)
+                claim.resolved = resolution.addresses
+                # Judged from the start again: the policy may have changed while the answer was awaited.
+                verdict = claim.box.policy.judge_resolution(target.name, resolution.addresses)
+                if verdict.reason is Reason.RESOLUTION_FAILED:
+                    raise Refused(502, verdict.reason, resolution.error, host=target.as_sent)
+            if not verdict.allowed:
+                raise Refused(403, verdict.reason, host=target.as_sent)
+            if self._ended is not None:
+                raise Refused(403, self._ended, host=target.as_sent)
+            self._let_through(flow, claim, verdict)
+        except Refused as refused:
+            if refused.reason is not verdict.reason:
+                verdict = Verdict.denied(refused.reason)
+            self._kill(flow, self._refuse(claim, refused, verdict))
+        except Exception:
+            log.exception("a request failed in the gate and is refused")
+            self._kill(flow, error_response(502, Reason.INTERNAL_ERROR))
+
+    def _let_through(self, flow: http.HTTPFlow, claim: Claim, verdict: Verdict) -> None:
+        addresses = in_dialling_order(verdict.addresses, claim.destination.address)
+        port = claim.destination.port
+        chosen = next((address for address in addresses if self._upstream(address, port)), addresses[0])
+        self._audit(claim.decision(verdict, dialled=chosen))
+        self._allowed = addresses
+        self._generation = claim.box.generation
+        self._name = claim.name or ""
+        self._wants_websocket = make_forwardable(flow.request)
+        # Through .data: the property would rewrite the Host header as well.
+        flow.request.data.host = str(chosen)
+        flow.request.data.port = port
+        if flow.response is None:
+            flow.request.stream = True
+
+    def _refuse(self, claim: Claim, refused: Refused, verdict: Verdict) -> bytes:
+        if refused.host is not None:
+            claim = dataclasses.replace(claim, name_as_sent=refused.host)
+        self._audit(claim.decision(verdict, detail=refused.detail))
+        return error_response(
+            refused.status,
+            refused.reason,
+            host=recorded_host(claim.name_as_sent),
+            rule=verdict.rule,
+            generation=claim.box.generation,
+        )
+
+    def _kill(self, flow: http.HTTPFlow, response: bytes) -> None:
+        self._refusal = response
+        self._allowed = []
+        if flow.killable:
+            flow.kill()
+        else:
+            self.cut(Reason.INTERNAL_ERROR)
+
+    def _check_response(self, flow: http.HTTPFlow) -> None:
+        response = flow.response
+        if response is None:
+            return
+        response.stream = True
+        if response.status_code == _SWITCHING_PROTOCOLS and not (
+            self._wants_websocket and response.headers.get("upgrade", "").lower() == "websocket"
+        ):
+            self._kill(flow, error_response(502, Reason.HTTP_NOT_SUPPORTED, host=self._name))
+
+    # Dialling.
+
+    def _upstream(self, address: Address, port: int) -> bool:
+        """Is a connection to it open, to be used again?"""
+        return any(
+            isinstance(connection, Server)
+            and connection.address == (str(address), port)
+            and connection.state is ConnectionState.OPEN
+            for connection in self.transports
+        )
+
+    def _must_dial(self, flow: http.HTTPFlow) -> bool:
+        data = flow.request.data
+        return not any(
+            str(address) == data.host and self._upstream(address, data.port) for address in self._allowed
+        )
+
+    async def open_connection(self, command: commands.OpenConnection) -> None:
+        """Dial a judged address; any other is refused, whoever asks for it."""
+        server = command.connection
+        hook = server_hooks.ServerConnectionHookData(client=self.client, server=server)
+        try:
+            await self.handle_hook(server_hooks.ServerConnectHook(hook))
+            sock, error = (None, server.error) if server.error else await self._dial(server)
+        finally:
+            self._reader.open.set()
+        if sock is None:
+            server.error = error or "no verdict"
+            await self.handle_hook(server_hooks.ServerConnectErrorHook(hook))
+            await self.server_event(events.OpenConnectionCompleted(command, server.error))
+            return
+        reader, writer = await asyncio.open_connection(sock=sock)
+        server.timestamp_tcp_setup = time.time()
+        server.state = ConnectionState.OPEN
+        server.peername = writer.get_extra_info("peername")
+        server.sockname = writer.get_extra_info("sockname")
+        upstream = GatedReader(reader, b"")
+        self.transports[server] = ConnectionIO(asyncio.current_task(), upstream, writer)  # type: ignore[arg-type]
+        await self.handle_hook(server_hooks.ServerConnectedHook(hook))
+        await self.server_event(events.OpenConnectionCompleted(command, None))
+        try:
+            await self.handle_connection(server)
+        finally:
+            self._down += upstream.count
+            server.timestamp_end = time.time()
+            await self.handle_hook(server_hooks.ServerDisconnectedHook(hook))
+
+    async def _dial(self, server: Server) -> tuple[socket.socket | None, str]:
+        """Connect to the address that the layer asks for, or another of the same verdict."""
+        wanted, port = (server.address or ("", 0))[:2]
+        addresses = sorted(self._allowed, key=lambda address: str(address) != wanted)
+        if not addresses or str(addresses[0]) != wanted or port != self._claim.destination.port:
+            return None, "no verdict"
+        error = ""
+        server.timestamp_start = time.time()
+        for address in addresses:
+            sock = socket.socket(address_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                async with asyncio.timeout(self._limits.connect_timeout):
+                    await asyncio.get_running_loop().sock_connect(sock, (str(address), port))
+            except TimeoutError:
+                error = f"{address}: timed out"
+                sock.close()
+            except OSError as failure:
+                error = f"{address}: {failure.strerror}"
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                if not self._still_allowed(address):
+                    reset(sock)
+                    return None, Reason.POLICY_CHANGED
+                server.address = (str(address), port)
+                self._dialled = address
+                return sock, ""
+        self._dialled = self._dialled or addresses[-1]
+        return None, error
+
+    def _still_allowed(self, address: Address) -> bool:
+        if self._ended is not None or address not in self._allowed:
+            return False
+        if self._generation == self._box.generation:
+            return True
+        return self._box.policy.judge_resolution(self._name, (address,)).allowed
+
+    # Time.
+
+    def _linger(self) -> None:
+        """A refused client gets a short while to read the answer."""
+        self._stop_timer()
+        self._start_timer(self._limits.linger, over=True)
+
+    def _start_timer(self, seconds: float, *, over: bool = False) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(max(0.0, seconds), self._abort if over else self._overdue)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _overdue(self) -> None:
+        try:
+            self._audit(self._claim.decision(Verdict.denied(Reason.TIMEOUT)))
+        finally:
+            self.cut(Reason.TIMEOUT)
+
+
+def _reset_on_close(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    except OSError:
+        pass
+
+
+class HttpDoor:
+    """Takes over the connections that the lane finds to be HTTP."""
+
+    def __init__(self, *, resolver: Resolver, audit: Audit, limits: Limits) -> None:
+        self._resolver = resolver
+        self._audit = audit
+        self._limits = limits
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def take(self, master: "Master", mode: "ProxyMode", handed_over: HandedOver) -> None:
+        """Serve a connection in a task of its own."""
+        task = asyncio.get_running_loop().create_task(self._serve(master, mode, handed_over))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Wait for connections that have been cut."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, master: "Master", mode: "ProxyMode", handed_over: HandedOver) -> None:
+        try:
+            reader, writer = await asyncio.open_connection(sock=handed_over.sock)
+        except OSError:
+            handed_over.sock.close()
+            return
+        try:
+            handler = HttpHandler(
+                master, mode, handed_over, reader, writer,
+                resolver=self._resolver, audit=self._audit, limits=self._limits,
+            )  # fmt: skip
+            manager = master.addons.get("proxyserver")
+            with manager.register_connection(handler.client.id, handler):
+                await handler.handle_client()
+            # Closed by now, but what is buffered may still be on its way to a slow client.
+            async with asyncio.timeout(self._limits.http_idle_timeout):
+                await writer.wait_closed()
+        except (OSError, TimeoutError):
+            pass
+        except Exception:
+            log.exception("an HTTP connection failed in the gate and is closed")
+        finally:
+            writer.transport.abort()

@@ -1,0 +1,231 @@
+"""Asks upstream name servers on behalf of the gate: cached, coalesced, never blocking the loop."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+import dns.asyncquery
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdatatype
+import dns.resolver
+
+from box_policy.gate.hosts_file import HostsFile
+from box_policy.gate.resolution import Resolution
+from box_policy.policy.addresses import Address
+
+log = logging.getLogger(__name__)
+
+A: Final = int(dns.rdatatype.A)
+AAAA: Final = int(dns.rdatatype.AAAA)
+
+_ATTEMPT_TIMEOUT: Final = 2.0
+_TOTAL_TIMEOUT: Final = 5.0
+_UDP_SIZE: Final = 1232  # no fragments on any usual path (DNS flag day 2020)
+_MAX_TTL: Final = 300
+_MIN_TTL: Final = 1
+_NEGATIVE_TTL: Final = 5
+_MAX_CACHED: Final = 20_000
+_MAX_RECORDS: Final = 64
+_RESOLV_CONF_CHECK: Final = 5.0
+_DNS_PORT: Final = 53
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a question came to. ``error`` tells a failure from an empty answer."""
+
+    rcode: int
+    records: tuple[tuple[int, bytes], ...] = ()
+    """Type and data of each record at the end of the CNAME chain."""
+    ttl: int = 0
+    """Seconds for which it may be kept."""
+    error: str = ""
+
+    def addresses(self) -> tuple[Address, ...]:
+        """The addresses among the records."""
+        return tuple(ip_address(data) for kind, data in self.records if kind in (A, AAAA))
+
+
+class NameServers:
+    """Where to ask: the given servers, or those of resolv.conf(5), read again when it changes."""
+
+    def __init__(self, servers: Sequence[str] = (), *, resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
+        self._given = tuple(servers)
+        self._path = resolv_conf
+        self._found: tuple[str, ...] = ()
+        self._version: int | None = None
+        self._checked = float("-inf")
+
+    def current(self) -> tuple[str, ...]:
+        """Their addresses; empty if there are none."""
+        if self._given:
+            return self._given
+        now = time.monotonic()
+        if now - self._checked >= _RESOLV_CONF_CHECK:
+            self._checked = now
+            try:
+                version = self._path.stat().st_mtime_ns
+                if version != self._version:
+                    self._version = version
+                    self._found = self._read()
+            except OSError as error:
+                log.warning("no name servers: %s", error)
+                self._found = ()
+        return self._found
+
+    def _read(self) -> tuple[str, ...]:
+        resolver = dns.resolver.Resolver(configure=False)
+        try:
+            with self._path.open() as lines:
+                resolver.read_resolv_conf(lines)
+        except dns.resolver.NoResolverConfiguration:
+            return ()
+        return tuple(str(server) for server in resolver.nameservers)
+
+
+class Resolver:
+    """Resolves names for the lane and answers for the DNS listener, from one cache.
+
+    The cache holds what upstream said, not what any policy makes of it: verdicts are the caller's, on
+    every use.
+    """
+
+    def __init__(
+        self, name_servers: NameServers | None = None, *, hosts_file: Path | None = Path("/etc/hosts")
+    ) -> None:
+        self._name_servers = name_servers or NameServers()
+        self._hosts = HostsFile(hosts_file) if hosts_file is not None else None
+        self._cache: OrderedDict[tuple[str, int], tuple[float, Answer]] = OrderedDict()
+        self._asking: dict[tuple[str, int], asyncio.Task[Answer]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def resolve(self, name: str, done: Callable[[Resolution], None]) -> None:
+        """Find a canonical name's addresses of both families; ``done`` is called once, maybe at once."""
+        cached = [self._cached(name, kind) for kind in (A, AAAA)]
+        answers = [answer for answer in cached if answer is not None]
+        if len(answers) == 2:
+            done(_merge(answers))
+            return
+        task = asyncio.get_running_loop().create_task(self._resolve(name, done))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def addresses(self, name: str) -> Resolution:
+        """The same, awaited."""
+        return _merge(await asyncio.gather(self.ask(name, A), self.ask(name, AAAA)))
+
+    async def ask(self, name: str, kind: int) -> Answer:
+        """Ask one question about a canonical name. Never raises; a failure is an Answer that says so."""
+        cached = self._cached(name, kind)
+        if cached is not None:
+            return cached
+        key = (name, kind)
+        task = self._asking.get(key)
+        if task is None:
+            task = self._asking[key] = asyncio.get_running_loop().create_task(self._ask_and_keep(key))
+        # Shielded: one who stops waiting must not take the answer from the others.
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Give up every question under way."""
+        tasks: list[asyncio.Task[None] | asyncio.Task[Answer]] = [*self._tasks, *self._asking.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _resolve(self, name: str, done: Callable[[Resolution], None]) -> None:
+        done(await self.addresses(name))
+
+    def _cached(self, name: str, kind: int) -> Answer | None:
+        if self._hosts is not None and kind in (A, AAAA) and (known := self._hosts.addresses(name)):
+            version = 4 if kind == A else 6
+            records = tuple((kind, address.packed) for address in known if address.version == version)
+            return Answer(dns.rcode.NOERROR, records, _NEGATIVE_TTL)
+        entry = self._cache.get((name, kind))
+        if entry is None:
+            return None
+        expires, answer = entry
+        if expires <= time.monotonic():
+            del self._cache[(name, kind)]
+            return None
+        return answer
+
+    async def _ask_and_keep(self, key: tuple[str, int]) -> Answer:
+        try:
+            async with asyncio.timeout(_TOTAL_TIMEOUT):
+                answer = await self._ask_upstream(*key)
+        except TimeoutError:
+            answer = Answer(dns.rcode.SERVFAIL, error="no name server answered in time")
+        except Exception as error:
+            log.exception("a question failed in the gate")
+            answer = Answer(dns.rcode.SERVFAIL, error=type(error).__name__)
+        finally:
+            self._asking.pop(key, None)
+        if not answer.error:
+            self._cache[key] = (time.monotonic() + max(_MIN_TTL, answer.ttl), answer)
+            while len(self._cache) > _MAX_CACHED:
+                self._cache.popitem(last=False)
+        return answer
+
+    async def _ask_upstream(self, name: str, kind: int) -> Answer:
+        servers = self._name_servers.current()
+        if not servers:
+            return Answer(dns.rcode.SERVFAIL, error="no name server is configured")
+        # Made anew from the judged name: nothing else of the box's own packet travels on.
+        question = dns.message.make_query(
+            dns.name.from_text(name), dns.rdatatype.RdataType.make(kind), use_edns=0, payload=_UDP_SIZE
+        )
+        failure = ""
+        for server in servers:
+            question.id = secrets.randbelow(1 << 16)
+            try:
+                # A connected socket, a random port and id, and only an answer to this very question counts.
+                response, _ = await dns.asyncquery.udp_with_fallback(
+                    question, server, timeout=_ATTEMPT_TIMEOUT, port=_DNS_PORT, ignore_unexpected=True,
+                    ignore_errors=True,
+                )  # fmt: skip
+            except (dns.exception.DNSException, OSError, EOFError) as error:
+                failure = f"{server}: {type(error).__name__}"
+                continue
+            rcode = response.rcode()
+            if rcode in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+                return _answer(response)
+            failure = f"{server}: {dns.rcode.to_text(rcode)}"
+        return Answer(dns.rcode.SERVFAIL, error=failure)
+
+
+def _answer(response: dns.message.Message) -> Answer:
+    """The records at the end of the CNAME chain."""
+    if not isinstance(response, dns.message.QueryMessage):
+        return Answer(dns.rcode.SERVFAIL, error="not an answer to a question")
+    try:
+        chain = response.resolve_chaining()
+    except dns.exception.DNSException as error:
+        return Answer(dns.rcode.SERVFAIL, error=f"unusable answer: {type(error).__name__}")
+    if chain.answer is None:
+        return Answer(response.rcode(), ttl=min(_NEGATIVE_TTL, chain.minimum_ttl))
+    records = tuple((int(rdata.rdtype), rdata.to_digestable()) for rdata in list(chain.answer)[:_MAX_RECORDS])
+    return Answer(dns.rcode.NOERROR, records, min(_MAX_TTL, chain.minimum_ttl))
+
+
+def _merge(answers: Sequence[Answer]) -> Resolution:
+    """Both families together: one of them is enough."""
+    addresses = tuple(address for answer in answers for address in answer.addresses())
+    if addresses:
+        return Resolution(addresses)
+    errors = [answer.error for answer in answers if answer.error]
+    if errors:
+        return Resolution(error=errors[0])
+    missing = any(answer.rcode == dns.rcode.NXDOMAIN for answer in answers)
+    return Resolution(error="no such name" if missing else "the name has no addresses")

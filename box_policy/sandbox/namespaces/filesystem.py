@@ -1,0 +1,285 @@
+"""A box's file system, made by its pid 1: an empty root into which only what a box needs is put.
+
+Everything of the host's is opened first, as the caller (``open_host_files``); it is mounted later, as
+the box's own unprivileged user, from those descriptors and not by path again.
+"""
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from box_policy.sandbox.launcher import SandboxError
+from box_policy.sandbox.namespaces import host_files, syscalls
+from box_policy.sandbox.namespaces.host_files import Directory, Entry, EtcFiles, HostFile, HostTree, Link
+
+HOME = "/home/box"
+WORKSPACE = "/workspace"
+_NEW_ROOT = "/tmp"  # noqa: S108  # any directory that every host has; the mount is this box's alone
+_STAGE = "/.stage"
+_EMPTY = "/var/empty"
+_SCRATCH = {
+    WORKSPACE: 0o755,
+    HOME: 0o755,
+    "/tmp": 0o1777,  # noqa: S108
+    "/var/tmp": 0o1777,  # noqa: S108
+    "/dev/shm": 0o1777,  # noqa: S108
+}
+"""The box's writable directories, one tmpfs behind them all: its size bounds their sum."""
+_SCRATCH_FILES = 1_000_000
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEVICE_LINKS = {
+    "ptmx": "pts/ptmx",
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+}
+# What container runtimes shut in /proc (runtime-tools' default masked and read-only paths).
+_PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+_PROC_MASKED_FILES = ("kallsyms", "kcore", "keys", "latency_stats", "sched_debug", "timer_list", "timer_stats")
+_PROC_MASKED_DIRECTORIES = ("acpi", "asound", "scsi")
+# A box keeps its own directories here; a host directory over one of them would hide it.
+_RESERVED = ("/proc", "/dev", "/sys", "/run", "/etc", WORKSPACE)
+
+_PLAIN = syscalls.MS_NOSUID | syscalls.MS_NODEV
+_READ_ONLY = _PLAIN | syscalls.MS_RDONLY
+
+
+@dataclass(slots=True)
+class OpenedTree:
+    """A detached mount of a host directory or file."""
+
+    path: str
+    mount: int
+    no_exec: bool
+
+
+@dataclass(slots=True)
+class HostFiles:
+    """What of the host's goes into a box."""
+
+    made: list[Directory | Link]
+    trees: list[OpenedTree]
+    files: list[OpenedTree]
+    masked: list[str]
+    etc: EtcFiles
+    workdir: int | None
+    """Detached mount of the host directory that becomes /workspace."""
+
+
+def open_workdir(path: str, id_map: int | None) -> int:
+    """A detached mount of the host directory ``path``; ``id_map``: user namespace that maps its owner.
+
+    SandboxError says what is wrong with it. The path is resolved once, here.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SandboxError(f"work directory {path}: {error.strerror}") from None
+    try:
+        mount = syscalls.clone_mount(fd, recursive=True)
+    except OSError as error:
+        raise SandboxError(f"work directory {path}: cannot be mounted: {error.strerror}") from None
+    finally:
+        os.close(fd)
+    attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+    if id_map is None:
+        syscalls.set_mount_attributes(mount, attributes, recursive=True)
+        return mount
+    try:
+        attributes |= syscalls.MOUNT_ATTR_IDMAP
+        syscalls.set_mount_attributes(mount, attributes, recursive=True, user_namespace=id_map)
+    except OSError as error:
+        os.close(mount)
+        raise SandboxError(
+            f"work directory {path}: its file system or this kernel can't map its owner into the box"
+            f" ({error.strerror}); start the box as the user who owns it instead of root,"
+            " or use a directory on ext4, xfs, btrfs or tmpfs"
+        ) from None
+    return mount
+
+
+def open_host_files(read_only: Sequence[str], etc: EtcFiles, workdir: int | None) -> HostFiles:
+    """Open what a box shows of the host. Call it in the box's mount namespace, as the caller's user."""
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        points = host_files.mount_points(file.read())
+    entries: list[Entry] = []
+    for path in host_files.SYSTEM_DIRECTORIES:
+        entries.extend(host_files.expose(path, points))
+    masked = list(etc.masked)
+    for path in _outermost(read_only):
+        _check_read_only(path)
+        entries.extend(host_files.expose(path, points))
+        masked.extend(host_files.settings_to_mask(path))
+    entries.extend(entry for path in etc.trees for entry in host_files.expose(path, points))
+    opened = HostFiles([], [], [], masked, etc, workdir)
+    for entry in entries:
+        if isinstance(entry, HostTree):
+            opened.trees.append(_open(entry.path))
+        elif isinstance(entry, HostFile):
+            opened.files.append(_open(entry.path))
+        else:
+            opened.made.append(entry)
+    return opened
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Paths in order, without those that lie inside another of them or a system directory."""
+    kept: list[str] = []
+    for path in sorted(os.path.normpath(path) for path in paths):
+        if not any(path == outer or path.startswith(outer + "/") for outer in (*kept, *host_files.SYSTEM_DIRECTORIES)):
+            kept.append(path)
+    return kept
+
+
+def _check_read_only(path: str) -> None:
+    hides = any(path == own or own.startswith(path.rstrip("/") + "/") for own in (*_SCRATCH, *_RESERVED))
+    if hides or any(path.startswith(own + "/") for own in _RESERVED):
+        raise SandboxError(f"{path} can't be shown in a box: the box has its own directory there")
+    try:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise SandboxError(f"{path} can't be shown in a box: not a directory")
+    except OSError as error:
+        raise SandboxError(f"{path} can't be shown in a box: {error.strerror}") from None
+
+
+def _open(path: str) -> OpenedTree:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            mount = syscalls.clone_mount(fd)
+        finally:
+            os.close(fd)
+        # The box's mount is a new one and would lose what the host's forbids.
+        no_exec = bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
+    except OSError as error:
+        raise SandboxError(f"{path} can't be shown in a box: {error.strerror}") from None
+    return OpenedTree(path, mount, no_exec)
+
+
+class RootBuilder:
+    """Builds the file system and enters it. ``root_id`` is the box's root, as pid 1 numbers it."""
+
+    def __init__(self, host: HostFiles, own_files: dict[str, bytes], root_id: int, scratch_bytes: int) -> None:
+        self._host = host
+        self._own_files = own_files
+        self._root_id = root_id
+        self._scratch_bytes = scratch_bytes
+
+    @property
+    def proc(self) -> str:
+        """The /proc of this pid namespace, once built and until entered."""
+        return self._at("/proc")
+
+    def build(self) -> None:
+        """Make the file system, out of sight of everyone. OSError if the kernel refuses a step."""
+        owner = f"uid={self._root_id},gid={self._root_id}"
+        syscalls.mount("box", _NEW_ROOT, "tmpfs", _PLAIN, f"mode=755,{owner}")
+        for directory in ("/proc", "/dev", "/etc", "/home", _STAGE, _EMPTY):
+            os.makedirs(self._at(directory), exist_ok=True)
+        self._make_etc()
+        self._make_devices()
+        self._make_scratch(owner)
+        self._make_host_files()
+        self._make_proc()
+        os.rmdir(self._at(_STAGE))
+
+    def enter(self) -> None:
+        """Make it this process's root directory, and leave nothing of the host's."""
+        remount = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY | syscalls.MS_NOSUID
+        syscalls.mount("none", self._at("/dev"), None, remount | syscalls.MS_NOEXEC)
+        syscalls.mount("none", _NEW_ROOT, None, remount | syscalls.MS_NODEV)
+        syscalls.pivot_root(_NEW_ROOT)
+
+    def _at(self, path: str) -> str:
+        return f"{_NEW_ROOT}/{path.lstrip('/')}"
+
+    def _make_etc(self) -> None:
+        for path, content in (self._host.etc.files | self._own_files).items():
+            self._write(path, content)
+        for path, target in self._host.etc.links.items():
+            os.symlink(target, self._at(path))
+
+    def _write(self, path: str, content: bytes) -> None:
+        fd = os.open(self._at(path), os.O_CREAT | os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, content)
+        finally:
+            os.close(fd)
+
+    def _make_devices(self) -> None:
+        dev = self._at("dev")
+        syscalls.mount("dev", dev, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, "mode=755,size=64k")
+        for name in _DEVICES:
+            self._write(f"dev/{name}", b"")
+            syscalls.mount(f"/dev/{name}", f"{dev}/{name}", None, syscalls.MS_BIND)
+        for name, target in _DEVICE_LINKS.items():
+            os.symlink(target, f"{dev}/{name}")
+        os.mkdir(f"{dev}/pts")
+        options = f"newinstance,ptmxmode=0666,mode=620,uid={self._root_id},gid={self._root_id}"
+        syscalls.mount("devpts", f"{dev}/pts", "devpts", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, options)
+
+    def _make_scratch(self, owner: str) -> None:
+        stage = self._at(_STAGE)
+        limits = f"size={self._scratch_bytes},nr_inodes={_SCRATCH_FILES}"
+        syscalls.mount("scratch", stage, "tmpfs", _PLAIN, f"mode=755,{limits},{owner}")
+        for number, (path, mode) in enumerate(_SCRATCH.items()):
+            os.makedirs(self._at(path), exist_ok=True)
+            if path == WORKSPACE and self._host.workdir is not None:
+                syscalls.attach_mount(self._host.workdir, self._at(path))
+                continue
+            source = f"{stage}/{number}"
+            os.mkdir(source)
+            os.chmod(source, mode)
+            os.chown(source, self._root_id, self._root_id)
+            syscalls.mount(source, self._at(path), None, syscalls.MS_BIND)
+        syscalls.detach(stage)
+
+    def _make_host_files(self) -> None:
+        for made in self._host.made:
+            if isinstance(made, Link):
+                os.symlink(made.target, self._at(made.path))
+            else:
+                os.makedirs(self._at(made.path), exist_ok=True)
+        stage, empty = self._at(_STAGE), self._at(_EMPTY)
+        for tree in self._host.trees:
+            os.makedirs(self._at(tree.path), exist_ok=True)
+            syscalls.attach_mount(tree.mount, stage)
+            os.close(tree.mount)
+            no_exec = syscalls.MS_NOEXEC if tree.no_exec else 0
+            # An overlay has at least two layers, or one that can be written to.
+            layers = f"lowerdir={stage}:{empty}"
+            syscalls.mount("host", self._at(tree.path), "overlay", _READ_ONLY | no_exec, layers)
+            syscalls.detach(stage)
+        for file in self._host.files:
+            os.makedirs(os.path.dirname(self._at(file.path)), exist_ok=True)
+            self._write(file.path, b"")
+            attributes = (
+                syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+            )
+            syscalls.set_mount_attributes(file.mount, attributes)
+            syscalls.attach_mount(file.mount, self._at(file.path))
+            os.close(file.mount)
+        for path in self._host.masked:
+            self._mask(self._at(path))
+
+    def _make_proc(self) -> None:
+        proc = self._at("proc")
+        syscalls.mount("proc", proc, "proc", _PLAIN | syscalls.MS_NOEXEC)
+        for name in _PROC_READ_ONLY:
+            path = f"{proc}/{name}"
+            if os.path.exists(path):
+                syscalls.mount(path, path, None, syscalls.MS_BIND | syscalls.MS_REC)
+                flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | _READ_ONLY | syscalls.MS_NOEXEC
+                syscalls.mount("none", path, None, flags)
+        for name in (*_PROC_MASKED_FILES, *_PROC_MASKED_DIRECTORIES):
+            self._mask(f"{proc}/{name}")
+
+    def _mask(self, path: str) -> None:
+        try:
+            is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
+        except OSError:
+            return
+        cover = self._at(_EMPTY) if is_directory else self._at("dev/null")
+        syscalls.mount(cover, path, None, syscalls.MS_BIND)

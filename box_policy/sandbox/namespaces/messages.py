@@ -1,0 +1,70 @@
+"""One JSON object a datagram, with descriptors beside it: what caller, zygote and box say to each other.
+
+All sockets are AF_UNIX SOCK_SEQPACKET: a datagram arrives whole or not at all, and end of file is seen.
+"""
+
+import array
+import json
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+LIMIT = 128 * 1024
+"""Bytes of one message. A socket's default send buffer (net.core.wmem_default, 208 KiB) takes one whole."""
+MAX_DESCRIPTORS = 16
+
+Message = dict[str, Any]
+
+
+class MessageError(Exception):
+    """A datagram that is no message: not one JSON object, too long, or with descriptors missing."""
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message; MessageError if they are over the limit."""
+    # ASCII escapes carry file names that are not UTF-8 (lone surrogates) through unchanged.
+    data = json.dumps(message, separators=(",", ":")).encode("ascii")
+    if len(data) > LIMIT:
+        raise MessageError(f"{len(data)} bytes, the limit is {LIMIT}")
+    return data
+
+
+def ancillary(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
+    """The control data that sends ``fds``."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+
+
+def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+    """Send one message. OSError if the other side is gone, or (not blocking) if it reads too slowly."""
+    sock.sendmsg([encode(message)], ancillary(fds), socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+    """The next message and its descriptors (close-on-exec, owned by the caller); None at end of file.
+
+    MessageError for anything else than a message; its descriptors are closed.
+    """
+    data, fds, flags, _ = socket.recv_fds(sock, LIMIT, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        close_all(fds)
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise MessageError("truncated")
+        message = json.loads(data)
+        if not isinstance(message, dict):
+            raise MessageError("not a JSON object")
+    except (ValueError, RecursionError) as error:
+        close_all(fds)
+        raise MessageError(f"not JSON: {error}") from None
+    except MessageError:
+        close_all(fds)
+        raise
+    return message, fds
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close each descriptor."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,274 @@
+"""The system call filter of every program in a box.
+
+Namespaces contain a program; this filter shuts what they do not contain (AF_VSOCK reaches the
+hypervisor from any network namespace, io_uring opens sockets past a socket filter), what would add
+kernel attack surface (nested user namespaces, bpf, keyrings), and what would outlive the box (set-uid
+files in a host directory).
+
+A filter is a list of ``Rule``; ``assemble`` turns it into classic BPF, seccomp(2). Rules for one
+system call are tried in order; the first whose conditions all hold decides. No rule: allowed.
+"""
+
+import errno
+import os
+import platform
+import stat
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# linux/bpf_common.h: class | size or operation | mode or source.
+BPF_LOAD_WORD = 0x20
+BPF_JUMP_IF_EQUAL = 0x15
+BPF_JUMP_IF_GREATER_OR_EQUAL = 0x35
+BPF_JUMP_IF_ANY_BIT = 0x45
+BPF_AND = 0x54
+BPF_RETURN = 0x06
+
+# struct seccomp_data
+NUMBER_OFFSET = 0
+ARCHITECTURE_OFFSET = 4
+ARGUMENTS_OFFSET = 16
+
+RETURN_ALLOW = 0x7FFF0000
+RETURN_ERRNO = 0x00050000
+RETURN_KILL_PROCESS = 0x80000000
+
+_X32_BIT = 0x40000000
+CLONE_NEWUSER = 0x10000000
+TIOCSTI = 0x5412
+TIOCLINUX = 0x541C
+_SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
+_O_CREATES = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Holds if an argument's low 32 bits, under ``mask``, are ``value`` (or, if None, are not zero)."""
+
+    argument: int
+    mask: int = 0xFFFFFFFF
+    value: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a system call returns if all its conditions hold: an errno, or 0 for "go ahead"."""
+
+    call: str
+    error: int
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What differs between machines."""
+
+    audit: int
+    """AUDIT_ARCH_*, linux/audit.h: the calling convention that a system call was made with."""
+    has_x32: bool
+    numbers: dict[str, int]
+
+
+# From 403 on, numbers are the same on every architecture (kernel: scripts/syscall.tbl).
+_COMMON_NUMBERS = {
+    "io_uring_setup": 425,
+    "io_uring_enter": 426,
+    "io_uring_register": 427,
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "fspick": 433,
+    "clone3": 435,
+    "openat2": 437,
+    "mount_setattr": 442,
+    "quotactl_fd": 443,
+    "fchmodat2": 452,
+    "open_tree_attr": 467,
+}
+X86_64 = Architecture(
+    audit=0xC000003E,
+    has_x32=True,
+    numbers=_COMMON_NUMBERS
+    | {
+        "open": 2,
+        "ioctl": 16,
+        "socket": 41,
+        "socketpair": 53,
+        "clone": 56,
+        "mkdir": 83,
+        "creat": 85,
+        "chmod": 90,
+        "fchmod": 91,
+        "mknod": 133,
+        "pivot_root": 155,
+        "acct": 163,
+        "mount": 165,
+        "umount2": 166,
+        "swapon": 167,
+        "swapoff": 168,
+        "reboot": 169,
+        "init_module": 175,
+        "delete_module": 176,
+        "quotactl": 179,
+        "kexec_load": 246,
+        "add_key": 248,
+        "request_key": 249,
+        "keyctl": 250,
+        "openat": 257,
+        "mkdirat": 258,
+        "mknodat": 259,
+        "fchmodat": 268,
+        "unshare": 272,
+        "perf_event_open": 298,
+        "fanotify_init": 300,
+        "name_to_handle_at": 303,
+        "open_by_handle_at": 304,
+        "setns": 308,
+        "finit_module": 313,
+        "kexec_file_load": 320,
+        "bpf": 321,
+        "userfaultfd": 323,
+    },
+)
+AARCH64 = Architecture(
+    audit=0xC00000B7,
+    has_x32=False,
+    numbers=_COMMON_NUMBERS
+    | {
+        "ioctl": 29,
+        "mknodat": 33,
+        "mkdirat": 34,
+        "umount2": 39,
+        "mount": 40,
+        "pivot_root": 41,
+        "fchmod": 52,
+        "fchmodat": 53,
+        "openat": 56,
+        "quotactl": 60,
+        "acct": 89,
+        "unshare": 97,
+        "kexec_load": 104,
+        "init_module": 105,
+        "delete_module": 106,
+        "reboot": 142,
+        "socket": 198,
+        "socketpair": 199,
+        "add_key": 217,
+        "request_key": 218,
+        "keyctl": 219,
+        "clone": 220,
+        "swapon": 224,
+        "swapoff": 225,
+        "perf_event_open": 241,
+        "fanotify_init": 262,
+        "name_to_handle_at": 264,
+        "open_by_handle_at": 265,
+        "setns": 268,
+        "finit_module": 273,
+        "bpf": 280,
+        "userfaultfd": 282,
+        "kexec_file_load": 294,
+    },
+)
+_ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64}
+
+_SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: a network namespace holds these
+_NOT_PERMITTED = (
+    "acct add_key bpf delete_module fanotify_init finit_module fsconfig fsmount fsopen fspick init_module"
+    " kexec_file_load kexec_load keyctl mount mount_setattr move_mount name_to_handle_at open_by_handle_at"
+    " open_tree open_tree_attr perf_event_open pivot_root quotactl quotactl_fd reboot request_key setns"
+    " swapoff swapon umount2 userfaultfd"
+).split()
+
+
+def _never_set_id(call: str, mode: int, *further: Condition) -> Rule:
+    return Rule(call, errno.EPERM, (Condition(mode, mask=_SET_ID_BITS), *further))
+
+
+def box_rules() -> list[Rule]:
+    """The filter of a box."""
+    return [
+        *(Rule(call, errno.EPERM) for call in _NOT_PERMITTED),
+        *(Rule("socket", 0, (Condition(0, value=family),)) for family in _SOCKET_FAMILIES),
+        Rule("socket", errno.EAFNOSUPPORT),
+        Rule("socketpair", 0, (Condition(0, value=1),)),
+        Rule("socketpair", errno.EAFNOSUPPORT),
+        # ENOSYS, where programs have a fall-back for older kernels; its arguments lie in memory, which
+        # a filter cannot read.
+        *(Rule(call, errno.ENOSYS) for call in ("io_uring_setup", "io_uring_enter", "io_uring_register")),
+        Rule("clone3", errno.ENOSYS),
+        Rule("openat2", errno.ENOSYS),
+        Rule("clone", errno.EPERM, (Condition(0, mask=CLONE_NEWUSER),)),
+        Rule("unshare", errno.EPERM, (Condition(0, mask=CLONE_NEWUSER),)),
+        # Both put bytes into a terminal's input as if typed: on the host, if the terminal is the host's.
+        Rule("ioctl", errno.EPERM, (Condition(1, value=TIOCSTI),)),
+        Rule("ioctl", errno.EPERM, (Condition(1, value=TIOCLINUX),)),
+        _never_set_id("chmod", 1),
+        _never_set_id("fchmod", 1),
+        _never_set_id("fchmodat", 2),
+        _never_set_id("fchmodat2", 2),
+        _never_set_id("mkdir", 1),
+        _never_set_id("mkdirat", 2),
+        _never_set_id("mknod", 1),
+        _never_set_id("mknodat", 2),
+        _never_set_id("creat", 1),
+        # Without a creating flag the mode is whatever the register held.
+        _never_set_id("open", 2, Condition(1, mask=_O_CREATES)),
+        _never_set_id("openat", 3, Condition(2, mask=_O_CREATES)),
+    ]
+
+
+def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, operand)
+
+
+def _decision(error: int) -> bytes:
+    return _instruction(BPF_RETURN, RETURN_ERRNO | error if error else RETURN_ALLOW)
+
+
+def _rule_body(rule: Rule) -> bytes:
+    """Return the decision if every condition holds; fall out of the end otherwise."""
+    body = _decision(rule.error)
+    for condition in reversed(rule.conditions):
+        over = len(body) // 8
+        # Little-endian: an argument's low half comes first. The kernel's own handlers of all these
+        # calls take 32-bit ints, so the high half means nothing.
+        head = _instruction(BPF_LOAD_WORD, ARGUMENTS_OFFSET + 8 * condition.argument)
+        if condition.value is None:
+            head += _instruction(BPF_JUMP_IF_ANY_BIT, condition.mask, 0, over)
+        else:
+            if condition.mask != 0xFFFFFFFF:
+                head += _instruction(BPF_AND, condition.mask)
+            head += _instruction(BPF_JUMP_IF_EQUAL, condition.value, 0, over)
+        body = head + body
+    return body
+
+
+def assemble(rules: Iterable[Rule], architecture: Architecture) -> bytes:
+    """The BPF program of ``rules``. Calls that the architecture does not have are left out."""
+    program = _instruction(BPF_LOAD_WORD, ARCHITECTURE_OFFSET)
+    program += _instruction(BPF_JUMP_IF_EQUAL, architecture.audit, 1, 0)
+    program += _instruction(BPF_RETURN, RETURN_KILL_PROCESS)
+    program += _instruction(BPF_LOAD_WORD, NUMBER_OFFSET)
+    if architecture.has_x32:
+        program += _instruction(BPF_JUMP_IF_GREATER_OR_EQUAL, _X32_BIT, 0, 1)
+        program += _decision(errno.ENOSYS)
+    by_call: dict[str, bytes] = {}
+    for rule in rules:
+        by_call[rule.call] = by_call.get(rule.call, b"") + _rule_body(rule)
+    for call, body in by_call.items():
+        number = architecture.numbers.get(call)
+        if number is None:
+            continue
+        # A body may end without a decision, and has then overwritten the accumulator.
+        body += _decision(0)
+        program += _instruction(BPF_JUMP_IF_EQUAL, number, 0, len(body) // 8) + body
+    return program + _decision(0)
+
+
+def native_architecture() -> Architecture | None:
+    """This machine's, or None if the filter does not know it."""
+    return _ARCHITECTURES.get(platform.machine())

@@ -1,0 +1,55 @@
+"""Which protocol a client starts with, told from the first bytes it sends.
+
+The answer never depends on how the bytes were split into segments: every proper prefix of a
+decidable start is ``NEED_MORE``. Nothing falls through to "some TCP protocol": what is not
+recognised is ``OTHER``, which names no host and can therefore not be allowed by name.
+"""
+
+import re
+from enum import Enum
+
+POSTGRESQL_SSL_REQUEST = bytes.fromhex("0000000804d2162f")
+"""Length 8 and request code 80877103 (PostgreSQL, "Message Formats": SSLRequest)."""
+
+MAX_FIRST_BYTES = 32
+"""No start needs more bytes than this to be told."""
+
+_TLS_HANDSHAKE = 0x16
+_TLS_MAJOR_VERSION = 3
+
+# The registered methods are upper-case letters and hyphens (RFC 9110 section 16.1.1). Tokens may hold
+# more, but a banner such as "SSH-2.0-x y" must not be taken for a request.
+_HTTP_START = re.compile(rb"[A-Z][A-Z-]{0,23} [!-~]")
+_HTTP_START_SO_FAR = re.compile(rb"[A-Z][A-Z-]{0,23} ?\Z")
+
+
+class Start(Enum):
+    """How a connection starts."""
+
+    NEED_MORE = "need more"
+    TLS = "tls"
+    HTTP = "http"
+    POSTGRESQL = "postgresql"
+    OTHER = "other"
+
+
+def classify(data: bytes | bytearray | memoryview) -> Start:
+    """Tell the protocol from everything received so far.
+
+    TLS is any handshake record of major version 3: the minor version of the first record means nothing
+    (RFC 8446 section 5.1) and must not decide who looks at the hello.
+    """
+    start = bytes(data[:MAX_FIRST_BYTES])
+    if not start:
+        return Start.NEED_MORE
+    if start[0] == _TLS_HANDSHAKE:
+        if len(start) == 1:
+            return Start.NEED_MORE
+        return Start.TLS if start[1] == _TLS_MAJOR_VERSION else Start.OTHER
+    if _HTTP_START.match(start):
+        return Start.HTTP
+    if start.startswith(POSTGRESQL_SSL_REQUEST):
+        return Start.POSTGRESQL
+    if POSTGRESQL_SSL_REQUEST.startswith(start) or _HTTP_START_SO_FAR.match(start):
+        return Start.NEED_MORE
+    return Start.OTHER

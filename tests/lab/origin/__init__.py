@@ -1,0 +1,1 @@
+"""The origin: the process that owns every address but the gate's."""
