@@ -1,0 +1,1 @@
+"""The ``box-policy`` command: one file a subcommand."""

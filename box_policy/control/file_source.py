@@ -1,12 +1,12 @@
 """Policies from a file."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
-from mitmproxy import ctx, exceptions
+from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
 
-from box_policy.policy.document import MAX_SIZE, DocumentError, parse_document
+from box_policy.policy.document import MAX_BYTES, DocumentError, parse_document
 from box_policy.policy.model import NetworkPolicy
 
 
@@ -18,7 +18,7 @@ def read_policy(path: Path) -> NetworkPolicy:
     """The policy in a YAML or JSON file. Raises PolicyFileError."""
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_SIZE + 1)
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise PolicyFileError(f"{path}: {error.strerror}") from error
     try:
@@ -31,6 +31,8 @@ class Enforcer(Protocol):
     """What puts a policy in force."""
 
     def put_policy(self, policy: NetworkPolicy) -> int: ...
+
+    def refuse(self, why: str) -> NoReturn: ...
 
 
 class PolicyFile:
@@ -46,11 +48,9 @@ class PolicyFile:
         if "box_policy_file" not in updated:
             return
         if not ctx.options.box_policy_file:
-            raise exceptions.OptionsError(
-                "box-policy: no policy to enforce: add --set box_policy_file=policy.yaml"
-            )
+            self._enforcer.refuse("no policy to enforce: add --set box_policy_file=policy.yaml")
         try:
             policy = read_policy(Path(ctx.options.box_policy_file).expanduser())
         except PolicyFileError as error:
-            raise exceptions.OptionsError(f"box-policy: {error}") from error
+            self._enforcer.refuse(str(error))
         self._enforcer.put_policy(policy)

@@ -5,9 +5,9 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
@@ -45,13 +45,16 @@ class EgressPolicy:
     mitmproxy (an addon file that is edited or deleted) it ends the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, exit_process: Callable[[int], object] = os._exit) -> None:
         self.gate: Gate | None = None
+        self._exit_process = exit_process
+        self._running = False
         self._door: HttpDoor | None = None
         self._audit = Audit()
         self._log: JsonLines | None = None
         self._dns_sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._values: list[object] = []
 
     # Options.
 
@@ -96,17 +99,15 @@ class EgressPolicy:
             self._check_modes()
         if self.gate is None:
             self._make_gate()
-        elif updated.intersection(_OPERATOR_OPTIONS):
-            raise exceptions.OptionsError(
-                "box-policy: what the operator sets can't change while it runs; restart"
-            )
+        elif self._operator_values() != self._values:
+            self.refuse("what the operator sets can't change while it runs: restart")
 
     def _require_lazy(self) -> None:
         # An eager mitmproxy dials where the client wants to go before anything has been decided.
         if ctx.options.connection_strategy != "lazy":
             ctx.options.update(connection_strategy="lazy")
         if ctx.options.connection_strategy != "lazy":
-            raise exceptions.OptionsError("box-policy: needs connection_strategy=lazy")
+            self.refuse("needs connection_strategy=lazy")
 
     def _check_modes(self) -> None:
         if ctx.options.mode == [_STOCK_MODE]:
@@ -115,9 +116,9 @@ class EgressPolicy:
         for spec in ctx.options.mode:
             mode = mode_specs.ProxyMode.parse(spec)
             if not isinstance(mode, BoxMode | mode_specs.TransparentMode):
-                raise exceptions.OptionsError(
-                    f"box-policy: mode '{spec}' can't be enforced. Leave --mode out (box-policy then listens "
-                    "itself, behind a firewall redirect) or use --mode transparent."
+                self.refuse(
+                    f"mode '{spec}' can't be enforced: leave --mode out (box-policy then listens itself, "
+                    "behind a firewall redirect) or use --mode transparent"
                 )
 
     def _make_gate(self) -> None:
@@ -136,12 +137,16 @@ class EgressPolicy:
             self._audit.add(Console(sys.stderr))
             self.gate = Gate(settings, self._audit, self._take_http)
         except InvalidCidr as error:
-            raise exceptions.OptionsError(f"box-policy: box_policy_private_ranges: {error}") from error
+            self.refuse(f"box_policy_private_ranges: {error}")
         except OSError as error:
-            raise exceptions.OptionsError(f"box-policy: box_policy_log: {error}") from error
+            self.refuse(f"box_policy_log: {error.filename}: {error.strerror}")
         self._door = HttpDoor(resolver=self.gate.resolver, audit=self._audit, limits=settings.limits)
         self.gate.start()
+        self._values = self._operator_values()
         BoxInstance.serving = self
+
+    def _operator_values(self) -> list[object]:
+        return [getattr(ctx.options, name) for name in _OPERATOR_OPTIONS]
 
     def put_policy(self, policy: NetworkPolicy, box_id: str = DEFAULT_BOX) -> int:
         """Put a policy in force. Returns the box's generation."""
@@ -162,6 +167,7 @@ class EgressPolicy:
                 self.gate.lane.forget(sock)
 
     def running(self) -> None:
+        self._running = True
         if self.gate is None or DEFAULT_BOX not in self.gate.boxes:
             self._stop_process("no policy is in force")
         # Depending on how fast the script was loaded, mitmproxy may be listening in its own mode already.
@@ -235,7 +241,7 @@ class EgressPolicy:
     def done(self) -> None:
         """Called at shutdown; and when mitmproxy takes the addon out while it goes on without it."""
         if not ctx.master.should_exit.is_set():
-            self._stop_process("the addon was removed from a running mitmproxy")
+            self._stop_process("the addon was removed from a running mitmproxy: stopping, or all would pass")
         BoxInstance.serving = None
         if self.gate is not None:
             self.gate.stop()
@@ -244,11 +250,17 @@ class EgressPolicy:
         if self._log is not None:
             self._log.close()
 
+    def refuse(self, why: str) -> NoReturn:
+        """Refuse a configuration: at start by not starting, later by keeping the old one (OptionsError)."""
+        if not self._running:
+            self._stop_process(f"{why}; not started")
+        raise exceptions.OptionsError(f"box-policy: {why}")
+
     def _stop_process(self, why: str) -> None:
         """Without the addon mitmproxy would forward everything, so the process ends: at once, not by way
         of the event loop, on which connections are waiting."""
-        sys.stderr.write(f"box-policy: {why}; stopping, so that nothing passes unfiltered\n")
+        sys.stderr.write(f"box-policy: {why}\n")
         sys.stderr.flush()
         if self._log is not None:
             self._log.close()
-        os._exit(1)
+        self._exit_process(1)

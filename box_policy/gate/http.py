@@ -85,7 +85,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         audit: Audit,
         limits: Limits,
     ) -> None:
-        super().__init__(master, reader, writer, master.options, mode)
+        super().__init__(master, reader, writer, master.options, mode)  # type: ignore[no-untyped-call]
         self._claim = handed_over.claim
         self._box: GatedBox = handed_over.claim.box
         self._resolver = resolver

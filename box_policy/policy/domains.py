@@ -144,7 +144,7 @@ def _is_valid(name: str) -> bool:
 
 
 def _decodes(label: str) -> bool:
-    """Whether ``label``, if it is an A-label, is the Punycode of something that isn't ASCII (RFC 3492).
+    """Whether ``label``, if it is an A-label, is the Punycode (RFC 3492) of visible text that isn't ASCII.
 
     Laxer than IDNA 2008 on purpose: names registered under older rules (emoji) exist, and two
     A-labels are compared as bytes whatever they mean.
@@ -154,9 +154,17 @@ def _decodes(label: str) -> bool:
     encoded = label[4:].encode("ascii")
     try:
         decoded = encoded.decode("punycode")
-        return not decoded.isascii() and decoded.encode("punycode") == encoded
+        return (
+            not decoded.isascii() and decoded.encode("punycode") == encoded and all(map(_is_visible, decoded))
+        )
     except ValueError:
         return False
+
+
+def _is_visible(character: str) -> bool:
+    # No control, surrogate, private or unassigned character, no space. Cf holds the joiners that IDNA allows.
+    category = unicodedata.category(character)
+    return category[0] in "LMNPS" or category == "Cf"
 
 
 def _complaint(text: str, name: str) -> str:

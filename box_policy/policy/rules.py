@@ -164,7 +164,8 @@ class CompiledPolicy:
                 kept[address] = None
             else:
                 dropped[address] = verdict.rule
-                refusal = refusal or verdict
+                if refusal is None:  # not "or": a verdict that denies is false
+                    refusal = verdict
         asked = Verdict(True, Reason.CIDR_ALLOWED, "operator: resolve_for_cidrs", made_by=_ALLOWING)
         if refusal is not None and not kept and refusal.reason is Reason.ADDRESS_NOT_ALLOWED:
             return Verdict.denied(refusal.reason, refusal.rule, tuple(dropped))

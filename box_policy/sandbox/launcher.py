@@ -46,6 +46,9 @@ class BoxSpec:
     read_only: Sequence[Path] = ()
     """Further host directories, visible read-only at their own paths."""
     hostname: str = "box"
+    scratch_bytes: int = 2 << 30
+    """The most that the box's own writable directories (/tmp, its home, an absent ``workdir``) hold
+    together, in memory."""
 
 
 @dataclass(frozen=True, slots=True)

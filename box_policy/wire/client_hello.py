@@ -105,7 +105,7 @@ class ClientHelloReader:
             if not 0 < length <= _MAX_RECORD:
                 raise _Reject(f"a record of {length} bytes")
             body = header + _RECORD_HEADER
-            self._check_handshake_header(self._buffer[body : body + _HANDSHAKE_HEADER])
+            self._check_handshake_header(self._buffer[body : body + min(length, _HANDSHAKE_HEADER)])
             if body + length > MAX_WIRE:
                 raise _Reject("too many bytes before the end of the hello", Fault.TOO_LARGE)
             if len(self._buffer) < body + length:

@@ -67,6 +67,13 @@ class HostFiles:
     workdir: int | None
     """Detached mount of the host directory that becomes /workspace."""
 
+    def close(self) -> None:
+        """Close the mounts."""
+        for opened in (*self.trees, *self.files):
+            os.close(opened.mount)
+        if self.workdir is not None:
+            os.close(self.workdir)
+
 
 def open_workdir(path: str, id_map: int | None) -> int:
     """A detached mount of the host directory ``path``; ``id_map``: user namespace that maps its owner.
@@ -184,10 +191,12 @@ class RootBuilder:
         self._make_host_files()
         self._make_proc()
         os.rmdir(self._at(_STAGE))
+        self._host.close()
 
     def enter(self) -> None:
         """Make it this process's root directory, and leave nothing of the host's."""
-        remount = syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY | syscalls.MS_NOSUID
+        # Not only these mounts but what lies behind them: the empty directory is mounted elsewhere too.
+        remount = syscalls.MS_REMOUNT | syscalls.MS_RDONLY | syscalls.MS_NOSUID
         syscalls.mount("none", self._at("/dev"), None, remount | syscalls.MS_NOEXEC)
         syscalls.mount("none", _NEW_ROOT, None, remount | syscalls.MS_NODEV)
         syscalls.pivot_root(_NEW_ROOT)
@@ -246,7 +255,6 @@ class RootBuilder:
         for tree in self._host.trees:
             os.makedirs(self._at(tree.path), exist_ok=True)
             syscalls.attach_mount(tree.mount, stage)
-            os.close(tree.mount)
             no_exec = syscalls.MS_NOEXEC if tree.no_exec else 0
             # An overlay has at least two layers, or one that can be written to.
             layers = f"lowerdir={stage}:{empty}"
@@ -260,7 +268,6 @@ class RootBuilder:
             )
             syscalls.set_mount_attributes(file.mount, attributes)
             syscalls.attach_mount(file.mount, self._at(file.path))
-            os.close(file.mount)
         for path in self._host.masked:
             self._mask(self._at(path))
 

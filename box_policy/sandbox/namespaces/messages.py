@@ -40,6 +40,14 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
     sock.sendmsg([encode(message)], ancillary(fds), socket.MSG_NOSIGNAL)
 
 
+def send_last(sock: socket.socket, message: Message) -> None:
+    """Send a message before giving up. That nobody is there to read it changes nothing."""
+    try:
+        send(sock, message)
+    except OSError:
+        pass
+
+
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     """The next message and its descriptors (close-on-exec, owned by the caller); None at end of file.
 

@@ -1,0 +1,44 @@
+"""The ``box-policy`` command."""
+
+from typing import Annotated
+
+import typer
+
+import box_policy
+from box_policy.cli.check import check
+from box_policy.cli.explain import explain
+from box_policy.cli.run import run
+
+app = typer.Typer(
+    help="Decides what a sandbox may connect to.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"box-policy {box_policy.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("check")(check)
+app.command("explain")(explain)
+# What follows the program's name is the program's own.
+app.command("run", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})(run)
+
+
+def main() -> None:
+    """Entry point of the ``box-policy`` script."""
+    app(prog_name="box-policy")

@@ -1,0 +1,278 @@
+"""``box-policy run``: one program in a box of its own, behind a policy."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from box_policy.audit.sinks import Audit, Console, JsonLines
+from box_policy.cli.denials import Denials
+from box_policy.cli.errors import FAILURE, USAGE, fail
+from box_policy.cli.terminal import (
+    TerminalBridge,
+    callers_streams,
+    raw_mode,
+    set_window_size,
+    window_size,
+)
+from box_policy.policy.addresses import InvalidCidr, canonical_cidr
+from box_policy.policy.model import NetworkPolicy, PolicyError
+from box_policy.sandbox.launcher import Box, BoxSpec, Program, ProgramNotFoundError, ProgramSpec, SandboxError
+
+_BOX = "box"
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_PATIENCE = 3
+"""Interrupts after which the box is closed, whatever the program makes of them."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that was asked for, checked."""
+
+    command: Sequence[str]
+    policy: NetworkPolicy
+    private_ranges: Sequence[str]
+    name_servers: Sequence[str]
+    spec: BoxSpec
+    path: str
+    env: dict[str, str]
+    log: Path | None
+    verbose: bool
+    quiet: bool
+    json: bool
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(help="The program and its arguments, best behind --.")],
+    policy: Annotated[Path | None, typer.Option(help="A policy file, YAML or JSON.")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Allow a host name, or *.suffix. Repeatable.")
+    ] = None,
+    allow_cidr: Annotated[
+        list[str] | None, typer.Option(metavar="CIDR", help="Allow a range of addresses. Repeatable.")
+    ] = None,
+    deny_cidr: Annotated[
+        list[str] | None, typer.Option(metavar="CIDR", help="Deny a range, before all that is allowed.")
+    ] = None,
+    allow_all: Annotated[bool, typer.Option("--allow-all", help="Allow every public address.")] = False,
+    deny_all: Annotated[bool, typer.Option("--deny-all", help="Allow nothing: the default.")] = False,
+    private_range: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CIDR", help="Let the policy open a private range. Repeatable."),
+    ] = None,
+    name_server: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="Ask this name server, not those of resolv.conf."),
+    ] = None,
+    workdir: Annotated[
+        Path | None, typer.Option(help="A directory to mount read-write as /workspace.")
+    ] = None,
+    read_only: Annotated[
+        list[Path] | None, typer.Option(help="A directory to show read-only at its own path. Repeatable.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="Set a variable, or pass on the caller's. Repeatable."),
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Append every decision to a file, as JSON lines.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show every decision on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No table of denials at the end.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The table of denials as JSON lines.")] = False,
+) -> None:
+    """Run a program in a box that reaches only what is allowed.
+
+    Without a policy nothing is reachable. The exit status is the program's own (128 + n after signal n);
+    2 if what was typed is wrong, 1 if this machine can't run a box or the program does not exist.
+    """
+    from box_policy.sandbox.namespaces.toolchains import find_toolchains
+
+    try:
+        toolchains = find_toolchains(os.environ.get("PATH", os.defpath), os.environ)
+        asked = _Run(
+            command=command,
+            policy=_policy(policy, allow, allow_cidr, deny_cidr, allow_all, deny_all),
+            private_ranges=[canonical_cidr(cidr) for cidr in private_range or ()],
+            name_servers=name_server or (),
+            spec=BoxSpec(_BOX, workdir=workdir, read_only=(*toolchains.read_only, *(read_only or ()))),
+            path=toolchains.path,
+            env=_environment(env or ()),
+            log=log,
+            verbose=verbose,
+            quiet=quiet,
+            json=json,
+        )
+    except InvalidCidr as error:
+        fail(f"--private-range: {error}", USAGE)
+    raise typer.Exit(asyncio.run(_run(asked)))
+
+
+def _policy(
+    file: Path | None,
+    allow: Sequence[str] | None,
+    allow_cidr: Sequence[str] | None,
+    deny_cidr: Sequence[str] | None,
+    allow_all: bool,
+    deny_all: bool,
+) -> NetworkPolicy:
+    lists = {"allowed_domains": allow, "allowed_cidrs": allow_cidr, "denied_cidrs": deny_cidr}
+    given = {key: list(value) for key, value in lists.items() if value}
+    if sum((file is not None, bool(given), allow_all, deny_all)) > 1:
+        fail(
+            "give one of --policy, --allow-all, --deny-all, or a list of --allow, --allow-cidr, --deny-cidr",
+            USAGE,
+        )
+    if file is not None:
+        from box_policy.control.file_source import PolicyFileError, read_policy
+
+        try:
+            return read_policy(file)
+        except PolicyFileError as error:
+            fail(str(error), USAGE)
+    if allow_all:
+        return NetworkPolicy.parse("allow-all")
+    if not given:
+        return NetworkPolicy.parse("deny-all")
+    try:
+        return NetworkPolicy.parse({"mode": "custom", **given})
+    except PolicyError as error:
+        fail("\n".join(_as_option(str(issue)) for issue in error.issues), USAGE)
+
+
+def _as_option(issue: str) -> str:
+    """An issue with the option that was typed in place of the key that it became."""
+    options = {"allowed_domains": "--allow", "allowed_cidrs": "--allow-cidr", "denied_cidrs": "--deny-cidr"}
+    key, bracket, rest = issue.partition("[")
+    return f"{options[key]}: {rest.partition(']: ')[2]}" if bracket and key in options else issue
+
+
+def _environment(given: Sequence[str]) -> dict[str, str]:
+    environment = {name: os.environ[name] for name in ("TERM", "COLORTERM", "NO_COLOR") if name in os.environ}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not name:
+            fail(f"--env: {item!r} names no variable", USAGE)
+        if equals:
+            environment[name] = value
+        elif name in os.environ:
+            environment[name] = os.environ[name]
+    return environment
+
+
+async def _run(asked: _Run) -> int:
+    from box_policy.sandbox.namespaces import NamespaceLauncher
+
+    denials = Denials()
+    audit = Audit(denials)
+    log: JsonLines | None = None
+    if asked.log is not None:
+        try:
+            log = JsonLines(asked.log)
+        except OSError as error:
+            fail(f"--log {asked.log}: {error.strerror}", USAGE)
+        audit.add(log)
+    if asked.verbose:
+        audit.add(Console(sys.stderr))
+
+    launcher = NamespaceLauncher()
+    try:
+        creating = asyncio.create_task(launcher.create(asked.spec))
+        # The box is made by another process; meanwhile this one imports mitmproxy, which takes longest.
+        await asyncio.sleep(0)
+        from box_policy.gate.embedded import EmbeddedGate
+        from box_policy.gate.gate import Settings
+
+        box = await creating
+        settings = Settings(private_ranges=asked.private_ranges, name_servers=asked.name_servers)
+        gate = EmbeddedGate(settings, audit)
+        gate.start()
+        try:
+            gate.gate.put_policy(box.id, asked.policy)
+            sockets = box.listeners
+            gate.gate.serve(box.id, tcp=sockets.tcp, dns_udp=sockets.dns_udp, dns_tcp=sockets.dns_tcp)
+            status = await _run_program(asked, box)
+        finally:
+            await gate.close()
+            await box.close()
+    except ProgramNotFoundError as error:
+        fail(_not_found(str(error), asked), FAILURE)
+    except SandboxError as error:
+        fail(str(error), FAILURE)
+    finally:
+        await launcher.close()
+        if log is not None:
+            log.close()
+    if len(denials) and not asked.quiet:
+        if asked.json:
+            denials.write_json(sys.stderr)
+        else:
+            denials.write_table(sys.stderr)
+    return status
+
+
+async def _run_program(asked: _Run, box: Box) -> int:
+    streams = callers_streams()
+    program = await box.start(
+        ProgramSpec(
+            asked.command,
+            env={"PATH": asked.path, **asked.env},
+            stdin=streams.stdin,
+            stdout=streams.stdout,
+            stderr=streams.stderr,
+            terminal=window_size(streams) if streams.terminal else None,
+        )
+    )
+    master = program.terminal
+    interrupted = asyncio.Event()
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(_signals_forwarded(program, interrupted))
+        if master is not None:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGWINCH, lambda: set_window_size(master, window_size(streams)))
+            cleanup.enter_context(raw_mode(streams))
+            cleanup.callback(TerminalBridge(master, streams).finish)
+        waiting = asyncio.create_task(program.wait())
+        giving_up = asyncio.create_task(interrupted.wait())
+        await asyncio.wait({waiting, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+        giving_up.cancel()
+        if not waiting.done():
+            await box.close()
+        status = await waiting
+    return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def _signals_forwarded(program: Program, interrupted: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    interrupts = 0
+
+    def forward(number: int) -> None:
+        nonlocal interrupts
+        program.send_signal(number)
+        if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            interrupts += 1
+            if interrupts >= _PATIENCE:
+                interrupted.set()
+
+    for number in _FORWARDED:
+        loop.add_signal_handler(number, forward, number)
+    try:
+        yield
+    finally:
+        for number in _FORWARDED:
+            loop.remove_signal_handler(number)
+
+
+def _not_found(message: str, asked: _Run) -> str:
+    """What is missing, and where the host has it if it does."""
+    on_host = shutil.which(asked.command[0])
+    if on_host is None:
+        return message
+    return f"{message}; {on_host} is in a directory that boxes don't see: --read-only shows it"

@@ -1,0 +1,293 @@
+"""A box and its programs, seen from the caller's event loop."""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import socket
+import stat
+from typing import Any
+
+from box_policy.sandbox.launcher import Listeners, ProgramNotFoundError, ProgramSpec, SandboxError
+from box_policy.sandbox.namespaces import messages
+from box_policy.sandbox.namespaces.channel import Channel
+from box_policy.sandbox.namespaces.messages import Message, MessageError
+
+START_TIMEOUT = 30.0
+"""Seconds that making a box, or starting a program in it, may take."""
+CLOSE_TIMEOUT = 10.0
+"""Seconds that the kernel may take to end what was killed."""
+
+_LAST_SIGNAL = 64
+_LARGEST_TERMINAL = 0xFFFF
+_KILLED = -int(signal.SIGKILL)
+
+
+class NamespaceProgram:
+    """A program in a namespace box."""
+
+    def __init__(self, box: "NamespaceBox", number: int, terminal: int | None) -> None:
+        self._box = box
+        self._number = number
+        self._terminal = terminal
+        self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def terminal(self) -> int | None:
+        """The master side of its pseudo-terminal, owned by the caller from now on."""
+        return self._terminal
+
+    async def wait(self) -> int:
+        """Its exit status; ``-n`` if signal n ended it, or the box died (SIGKILL)."""
+        return await asyncio.shield(self._status)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the program's process group; nothing happens if it has ended."""
+        if not 0 < number <= _LAST_SIGNAL:
+            raise ValueError(f"no such signal: {number}")
+        if not self._status.done():
+            self._box.send_signal(self._number, int(number))
+
+    def end(self, status: int) -> None:
+        """Record that it has ended."""
+        if not self._status.done():
+            self._status.set_result(status)
+
+
+class NamespaceBox:
+    """A box. ``control`` leads to its outer process and its pid 1."""
+
+    def __init__(self, box_id: str, control: socket.socket) -> None:
+        self._id = box_id
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._listeners: Listeners | None = None
+        self._is_set_up = False
+        self._failure = "the box ended"
+        self._processes: dict[str, int] = {}  # pidfds of those that still run
+        self._starting: dict[int, asyncio.Future[NamespaceProgram]] = {}
+        self._programs: dict[int, NamespaceProgram] = {}
+        self._last_number = 0
+        self._channel = Channel(control, self._on_message, self._on_end)
+        self._channel_open = True
+
+    @property
+    def id(self) -> str:
+        """The id it was made with."""
+        return self._id
+
+    @property
+    def listeners(self) -> Listeners:
+        """The sockets through which it reaches the gate."""
+        if self._listeners is None:
+            raise SandboxError("the box is not ready")
+        return self._listeners
+
+    async def ready(self) -> None:
+        """Return once it is made. SandboxError if that fails or takes too long; the box is then gone."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await asyncio.shield(self._ready)
+        except TimeoutError:
+            await self.close()
+            raise SandboxError(f"the box was not ready within {START_TIMEOUT:.0f} seconds") from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def start(self, program: ProgramSpec) -> NamespaceProgram:
+        """Run a program. ProgramNotFoundError if there is none of that name, SandboxError otherwise."""
+        request, fds = _request(program)
+        if self._gone.done() or not self._channel_open:
+            raise SandboxError("the box has ended")
+        self._last_number += 1
+        number = self._last_number
+        started: asyncio.Future[NamespaceProgram] = self._loop.create_future()
+        self._starting[number] = started
+        try:
+            self._channel.send(request | {"id": number}, fds)
+            async with asyncio.timeout(START_TIMEOUT):
+                return await started
+        except MessageError as error:
+            raise SandboxError(f"{program.argv[0]}: arguments and environment are too large: {error}") from None
+        except OSError as error:
+            raise SandboxError(f"{program.argv[0]}: {error.strerror or error}") from None
+        except TimeoutError:
+            raise SandboxError(f"{program.argv[0]}: did not start within {START_TIMEOUT:.0f} seconds") from None
+        finally:
+            # Should it start after all, nobody waits for it: it is killed then.
+            self._starting.pop(number, None)
+
+    async def closed(self) -> None:
+        """Return once every process of the box has ended, for whatever reason."""
+        await asyncio.shield(self._gone)
+
+    async def close(self) -> None:
+        """Kill every process in the box and close its listeners. Repeating it does nothing."""
+        self._close_channel()
+        if self._listeners is not None:
+            self._listeners.close()
+        self._kill("init" if "init" in self._processes else "outer")
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await asyncio.shield(self._gone)
+        except TimeoutError:
+            self._kill("outer")
+
+    def send_signal(self, number: int, signal_number: int) -> None:
+        """Have pid 1 signal a program."""
+        self._channel.send({"op": "signal", "id": number, "number": signal_number})
+
+    def _kill(self, process: str) -> None:
+        pidfd = self._processes.get(process)
+        if pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _close_channel(self) -> None:
+        self._channel.close()
+        self._on_end()
+
+    def _on_end(self) -> None:
+        self._channel_open = False
+        self._check_gone()
+
+    def _on_message(self, message: Message, fds: list[int]) -> None:
+        try:
+            self._handle(message, fds)
+        except (KeyError, TypeError, ValueError, OSError):
+            # Not what pid 1 says. Whatever spoke there, nothing of it may live on.
+            messages.close_all(fds)
+            self._failure = "the box broke the protocol"
+            self._close_channel()
+            self._kill("init")
+            self._kill("outer")
+
+    def _handle(self, message: Message, fds: list[int]) -> None:
+        event = message["event"]
+        if event == "outer" and "outer" not in self._processes:
+            self._watch("outer", _taken(fds, 1)[0])
+        elif event == "network" and self._listeners is None:
+            self._watch("init", fds.pop(0))
+            self._listeners = _listeners(fds)
+        elif event == "ready":
+            self._is_set_up = True
+        elif event == "failed":
+            self._failure = str(message["error"])
+            self._close_channel()
+        elif event == "started":
+            self._on_started(int(message["id"]), fds)
+        elif event == "refused":
+            self._on_refused(int(message["id"]), int(message["errno"]), str(message["error"]))
+        elif event == "ended":
+            ended = self._programs.pop(int(message["id"]), None)
+            if ended is not None:
+                ended.end(int(message["status"]))
+        else:
+            raise ValueError(event)
+        if self._is_set_up and self._listeners is not None and not self._ready.done():
+            self._ready.set_result(None)
+
+    def _on_started(self, number: int, fds: list[int]) -> None:
+        waiting = self._starting.pop(number, None)
+        if waiting is None or waiting.done():
+            messages.close_all(_taken(fds, len(fds)))
+            self.send_signal(number, signal.SIGKILL)
+            return
+        terminal = _taken(fds, 1)[0] if fds else None
+        program = self._programs[number] = NamespaceProgram(self, number, terminal)
+        waiting.set_result(program)
+
+    def _on_refused(self, number: int, code: int, text: str) -> None:
+        waiting = self._starting.pop(number, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(SandboxError(text) if code else ProgramNotFoundError(text))
+
+    def _watch(self, process: str, pidfd: int) -> None:
+        self._processes[process] = pidfd
+        self._loop.add_reader(pidfd, self._on_exit, process)
+
+    def _on_exit(self, process: str) -> None:
+        self._forget(process)
+        # What it said last, such as why it failed, may not have been read yet.
+        self._channel.read()
+        if process == "init":
+            self._close_channel()
+        self._check_gone()
+
+    def _forget(self, process: str) -> None:
+        pidfd = self._processes.pop(process)
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+    def _check_gone(self) -> None:
+        if self._processes or self._channel_open or self._gone.done():
+            return
+        self._gone.set_result(None)
+        if not self._ready.done():
+            self._ready.set_exception(SandboxError(self._failure))
+            self._ready.exception()  # retrieved here: nobody need be waiting for it
+        for waiting in self._starting.values():
+            if not waiting.done():
+                waiting.set_exception(SandboxError(self._failure))
+        for program in self._programs.values():
+            program.end(_KILLED)
+        self._programs.clear()
+
+
+def _taken(fds: list[int], count: int) -> list[int]:
+    """Take ``count`` descriptors over from the list of those to be closed on an error."""
+    if len(fds) != count:
+        raise ValueError(f"{len(fds)} descriptors, not {count}")
+    taken = fds[:]
+    fds.clear()
+    return taken
+
+
+def _listeners(fds: list[int]) -> Listeners:
+    if not fds or len(fds) % 3:
+        raise ValueError(f"{len(fds)} listeners")
+    sockets = tuple(socket.socket(fileno=fd) for fd in _taken(fds, len(fds)))
+    families = len(sockets) // 3
+    return Listeners(sockets[:families], sockets[families : 2 * families], sockets[2 * families :])
+
+
+def _request(program: ProgramSpec) -> tuple[dict[str, Any], list[int]]:
+    """The start request for a program, and the descriptors that go with it."""
+    argv = [os.fspath(argument) for argument in program.argv]
+    environment = dict(program.env)
+    if not argv or not argv[0]:
+        raise SandboxError("no program named")
+    if any("\0" in text for text in (*argv, *environment, *environment.values(), program.cwd)):
+        raise SandboxError(f"{argv[0]!r}: an argument, a variable or the directory holds a NUL character")
+    if any(not name or "=" in name for name in environment):
+        raise SandboxError(f"{argv[0]!r}: a variable's name is empty or holds '='")
+    if program.terminal is not None and not all(0 <= size <= _LARGEST_TERMINAL for size in program.terminal):
+        raise SandboxError(f"{argv[0]!r}: no such terminal size: {program.terminal}")
+    stdio = (program.stdin, program.stdout, program.stderr)
+    for fd in stdio:
+        if fd is not None:
+            _check_descriptor(fd)
+    request = {
+        "op": "start",
+        "argv": argv,
+        "env": environment,
+        "cwd": program.cwd,
+        "terminal": list(program.terminal) if program.terminal is not None else None,
+        "stdio": [fd is not None for fd in stdio],
+    }
+    return request, [fd for fd in stdio if fd is not None]
+
+
+def _check_descriptor(fd: int) -> None:
+    try:
+        mode = os.fstat(fd).st_mode
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    except OSError as error:
+        raise SandboxError(f"descriptor {fd}: {os.strerror(error.errno or errno.EBADF)}") from None
+    if stat.S_ISDIR(mode) or flags & os.O_PATH:
+        # Through it a program would reach the host's files by relative paths.
+        raise SandboxError(f"descriptor {fd} is a directory or a path; a program gets files, pipes and terminals")

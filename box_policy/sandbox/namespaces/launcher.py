@@ -1,0 +1,145 @@
+"""Boxes made of Linux namespaces: without privileges, and without any program beside Python.
+
+The caller's side. It asks the zygote for boxes, and never blocks the event loop.
+"""
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import box_policy
+from box_policy.sandbox.launcher import BoxSpec, SandboxError
+from box_policy.sandbox.namespaces import seccomp
+from box_policy.sandbox.namespaces.box import CLOSE_TIMEOUT, NamespaceBox
+from box_policy.sandbox.namespaces.channel import Channel
+from box_policy.sandbox.namespaces.messages import Message, MessageError
+
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+# Isolated mode (-I) leaves the caller's directory and PYTHON* variables out of the import path; the
+# place that this package itself came from is added last, for a package that is not installed.
+_ZYGOTE_CODE = (
+    "import sys; sys.path.append(sys.argv[1]);"
+    " from box_policy.sandbox.namespaces.zygote import main; main()"
+)
+# An interpreter with shared libraries in an odd place may need this one; none of the rest is passed on.
+_ZYGOTE_VARIABLES = ("LD_LIBRARY_PATH",)
+
+
+class NamespaceLauncher:
+    """Starts boxes of Linux namespaces. Use it in one event loop, and close it there."""
+
+    def __init__(self) -> None:
+        self._zygote: _Zygote | None = None
+        self._boxes: set[NamespaceBox] = set()
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def warm_up(self) -> None:
+        """Start the zygote now, so that the first box does not wait for it. SandboxError if it can't be."""
+        self._running_zygote()
+
+    async def create(self, spec: BoxSpec) -> NamespaceBox:
+        """Start a box. It runs nothing yet. SandboxError if this machine can't."""
+        if _HOSTNAME.fullmatch(spec.hostname) is None:
+            raise SandboxError(f"{spec.hostname!r} is no host name: letters, digits and hyphens, at most 63")
+        request = {
+            "workdir": None if spec.workdir is None else str(Path(spec.workdir).absolute()),
+            "read_only": [str(Path(path).absolute()) for path in spec.read_only],
+            "hostname": spec.hostname,
+            "scratch_bytes": spec.scratch_bytes,
+        }
+        zygote = self._running_zygote()
+        control, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with far_end:
+            box = NamespaceBox(spec.id, control)
+            self._boxes.add(box)
+            try:
+                zygote.request(request, far_end.fileno())
+            except MessageError as error:
+                far_end.close()
+                await box.close()
+                raise SandboxError(f"too many read-only directories: {error}") from None
+        watcher = asyncio.create_task(self._forget_when_gone(box))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+        await box.ready()
+        return box
+
+    async def close(self) -> None:
+        """Close every box of this launcher and stop what serves it."""
+        self._closed = True
+        await asyncio.gather(*(box.close() for box in tuple(self._boxes)))
+        if self._zygote is not None:
+            await self._zygote.close()
+            self._zygote = None
+
+    async def _forget_when_gone(self, box: NamespaceBox) -> None:
+        await box.closed()
+        self._boxes.discard(box)
+
+    def _running_zygote(self) -> "_Zygote":
+        if self._closed:
+            raise SandboxError("the launcher is closed")
+        if self._zygote is None or not self._zygote.is_running:
+            self._zygote = _Zygote()
+        return self._zygote
+
+
+class _Zygote:
+    """The process that boxes are forked from."""
+
+    def __init__(self) -> None:
+        if sys.platform != "linux" or seccomp.native_architecture() is None:
+            raise SandboxError(
+                "namespace boxes need Linux on x86_64 or aarch64; elsewhere, use the docker backend"
+            )
+        if not sys.executable:
+            raise SandboxError("namespace boxes need a Python interpreter; sys.executable is empty")
+        near_end, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        package_parent = str(Path(box_policy.__file__).parent.parent)
+        command = [sys.executable, "-I", "-c", _ZYGOTE_CODE, package_parent, str(far_end.fileno())]
+        variables = {name: os.environ[name] for name in _ZYGOTE_VARIABLES if name in os.environ}
+        with far_end:
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    pass_fds=[far_end.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    cwd="/",
+                    env={"LANG": "C.UTF-8", **variables},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                near_end.close()
+                raise SandboxError(f"{sys.executable} could not be started: {error.strerror}") from None
+        self._channel = Channel(near_end, self._on_message, self._on_end)
+        self._ended = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether requests still make sense."""
+        return not self._ended.done() and self._process.poll() is None
+
+    def request(self, request: Message, control: int) -> None:
+        """Ask for a box whose processes answer on ``control``."""
+        self._channel.send(request, [control])
+
+    async def close(self) -> None:
+        """End the process."""
+        self._channel.close()
+        try:
+            await asyncio.to_thread(self._process.wait, CLOSE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+    def _on_message(self, message: Message, fds: list[int]) -> None:
+        pass  # it says nothing
+
+    def _on_end(self) -> None:
+        self._ended.set_result(None)

@@ -1,0 +1,112 @@
+"""Making user namespaces and writing their id maps, user_namespaces(7).
+
+A map of more than the caller's own id must be written by a process outside the namespace; so each
+of these works with a child of this process, forked ahead so that its start costs no waiting.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+
+from box_policy.sandbox.namespaces.identity import Identity
+
+
+def write(path: str, text: str) -> None:
+    """Write ``text`` to a file of /proc in one piece. OSError names the file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
+def map_self(who: Identity) -> None:
+    """Map this process's only id in the user namespace that it has just made."""
+    uid_map, gid_map = who.outer_maps
+    write("/proc/self/setgroups", "deny")
+    write("/proc/self/uid_map", uid_map)
+    write("/proc/self/gid_map", gid_map)
+
+
+class _Child:
+    """A forked child that does one thing when told, and says how it went: an errno, 0 if well."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        go, self._go = os.pipe()
+        self._done, done = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(self._go)
+                act_now = os.read(go, 1)
+                if act_now:
+                    act()
+                    os.write(done, b"\0")
+                    os.read(go, 1)  # stay until let go
+            except OSError as error:
+                os.write(done, bytes([(error.errno or errno.EIO) & 0xFF]))
+            finally:
+                os._exit(0)
+        os.close(go)
+        os.close(done)
+
+    def tell(self) -> None:
+        """Have it act."""
+        os.write(self._go, b".")
+
+    def wait(self, what: str) -> None:
+        """Wait until it has acted. OSError, with ``what`` as the file name, if that failed."""
+        answer = os.read(self._done, 1)
+        code = answer[0] if answer else errno.EIO
+        if code:
+            self.let_go()
+            raise OSError(code, os.strerror(code), what)
+
+    def let_go(self) -> None:
+        """Let it end. It is to be reaped still."""
+        os.close(self._go)
+        os.close(self._done)
+
+
+class Mapper:
+    """Writes the id maps of this process, from the user namespace that the process is about to leave."""
+
+    def __init__(self, who: Identity) -> None:
+        target = os.getpid()
+
+        def write_maps() -> None:
+            for kind, text in zip("ug", who.outer_maps, strict=True):
+                write(f"/proc/{target}/{kind}id_map", text)
+
+        self._child = _Child(write_maps)
+
+    def map_parent(self) -> None:
+        """Write them, now that this process is in its new user namespace."""
+        self._child.tell()
+        self._child.wait("uid_map")
+        self._child.let_go()
+
+
+class NewUserNamespace:
+    """A user namespace in the making, a child of this process's own."""
+
+    def __init__(self) -> None:
+        self._child = _Child(lambda: os.unshare(os.CLONE_NEWUSER))
+        self._child.tell()
+
+    def map(self, uid_map: str, gid_map: str, proc: str = "/proc") -> int:
+        """Write its maps; return a descriptor of it.
+
+        ``proc`` is where the /proc of this process's pid namespace is mounted.
+        """
+        self._child.wait("user namespace")
+        directory = f"{proc}/{self._child.pid}"
+        try:
+            write(f"{directory}/uid_map", uid_map)
+            write(f"{directory}/gid_map", gid_map)
+            return os.open(f"{directory}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            self._child.let_go()

@@ -1,0 +1,142 @@
+"""The last steps of a child of the box's pid 1 before it becomes a program of the box.
+
+Nothing is imported here at run time: after pivot_root() the standard library is out of reach.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import signal
+import termios
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from box_policy.sandbox.namespaces import syscalls
+from box_policy.sandbox.namespaces.filesystem import HOME
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# Of root's capabilities (linux/capability.h), those over the box's own users, files and processes.
+# Not CAP_FSETID (writing to a set-uid file in a host directory would keep the bit) and not
+# CAP_SETFCAP (capabilities set there would be the host's).
+_CAP_CHOWN = 0
+_CAP_DAC_OVERRIDE = 1
+_CAP_FOWNER = 3
+_CAP_KILL = 5
+_CAP_SETGID = 6
+_CAP_SETUID = 7
+CAPABILITIES = frozenset(
+    (_CAP_CHOWN, _CAP_DAC_OVERRIDE, _CAP_FOWNER, _CAP_KILL, _CAP_SETGID, _CAP_SETUID)
+)
+_LAST_DESCRIPTOR = 0x7FFFFFFF
+
+
+class StartError(Exception):
+    """The program can't be started; ``number`` is the errno, 0 if no program of that name was found."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+def run(
+    request: dict[str, Any],
+    stdio: Sequence[int],
+    terminal: int | None,
+    report: int,
+    user_namespace: int,
+    has_groups: bool,
+    seccomp: bytes,
+) -> NoReturn:
+    """Become the program that ``request`` names.
+
+    ``stdio`` becomes 0, 1 and 2; ``terminal``, if any, the controlling one. ``report`` closes once the
+    program runs; if it can't run, it first carries the errno and a text.
+    """
+    try:
+        os.setsid()
+        if terminal is not None:
+            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        for target, fd in enumerate(stdio):
+            os.dup2(fd, target)
+        _close_all_but(report, user_namespace)
+        _reset_signals()
+        _enter(user_namespace, has_groups)
+        _confine(seccomp)
+        _execute(request)
+    except StartError as error:
+        _refuse(report, error.number, str(error))
+    except OSError as error:
+        _refuse(report, error.errno or errno.EIO, error.strerror or str(error))
+    except BaseException as error:
+        _refuse(report, errno.EIO, repr(error))
+    finally:
+        os._exit(127)
+
+
+def _refuse(report: int, number: int, text: str) -> None:
+    # Shorter than PIPE_BUF, so it is written whole.
+    os.write(report, json.dumps({"errno": number, "error": text[:500]}).encode("ascii"))
+
+
+def _close_all_but(*kept: int) -> None:
+    below = 3
+    for fd in sorted(kept):
+        os.closerange(below, fd)
+        below = fd + 1
+    os.closerange(below, _LAST_DESCRIPTOR)
+
+
+def _reset_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # what is ignored stays ignored across exec()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _enter(user_namespace: int, has_groups: bool) -> None:
+    os.setns(user_namespace, os.CLONE_NEWUSER)
+    os.close(user_namespace)
+    if has_groups:
+        os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _confine(seccomp: bytes) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    syscalls.cut_capabilities(CAPABILITIES)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.install_seccomp_filter(seccomp)
+
+
+def _execute(request: dict[str, Any]) -> NoReturn:
+    argv: list[str] = request["argv"]
+    environment = {"PATH": PATH, "HOME": HOME, "USER": "root", "LANG": "C.UTF-8"}
+    if request["terminal"] is not None:
+        environment["TERM"] = "xterm-256color"
+    environment |= request["env"]
+    try:
+        os.chdir(request["cwd"])
+    except OSError as error:
+        raise StartError(error.errno or errno.EIO, f"{request['cwd']}: {error.strerror}") from None
+    name = argv[0]
+    # os.execvpe() would import a module now.
+    directories = [""] if "/" in name else environment["PATH"].split(":")
+    denied = ""
+    for directory in directories:
+        path = f"{directory}/{name}" if directory else name
+        try:
+            os.execve(path, argv, environment)
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.isfile(path):
+                raise StartError(errno.ENOENT, f"{path}: its interpreter is not in the box") from None
+        except PermissionError:
+            denied = denied or path
+        except OSError as error:
+            raise StartError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
+    if denied:
+        raise StartError(errno.EACCES, f"{denied}: permission denied")
+    where = "" if "/" in name else f" on PATH ({environment['PATH']})"
+    raise StartError(0, f"{name}: no such program in the box{where}")
