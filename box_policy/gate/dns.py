@@ -79,11 +79,10 @@ class DnsServer:
             question = read_question(message)
             if question is None:
                 continue
-            if self._pending.get(box.id, 0) >= self._limits.dns_pending:
-                self._record_limit(box)
+            if self._admit(box):
+                self._spawn(self._answer_datagram(sock, box, question, sender))
+            else:
                 _send(sock, write_answer(question, Rcode.REFUSED), sender)
-                continue
-            self._spawn(self._answer_datagram(sock, box, question, sender))
 
     async def _answer_datagram(
         self, sock: socket.socket, box: GatedBox, question: Question, sender: Any
@@ -114,7 +113,7 @@ class DnsServer:
                 async with asyncio.timeout(self._limits.dns_idle_timeout):
                     message = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
                 question = read_question(message)
-                if question is None:
+                if question is None or not self._admit(box):
                     return
                 answer = await self._answer(box, question, max_size=None)
                 writer.write(len(answer).to_bytes(2) + answer)
@@ -131,9 +130,17 @@ class DnsServer:
 
     # Both
 
+    def _admit(self, box: GatedBox) -> bool:
+        """Count one more question under way, if the box may have one."""
+        pending = self._pending.get(box.id, 0)
+        if pending >= self._limits.dns_pending:
+            self._record_limit(box)
+            return False
+        self._pending[box.id] = pending + 1
+        return True
+
     async def _answer(self, box: GatedBox, question: Question, *, max_size: int | None) -> bytes:
-        """Whatever goes wrong, a refusal."""
-        self._pending[box.id] = self._pending.get(box.id, 0) + 1
+        """The answer to an admitted question. Whatever goes wrong, a refusal."""
         try:
             return await self._judge_and_ask(box, question, max_size)
         except Exception:

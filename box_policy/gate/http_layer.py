@@ -23,7 +23,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Server, make_body_reader
 
-from box_policy.gate.http_request import Refused
+from box_policy.gate.http_request import Refused, read_request
 from box_policy.policy.reasons import Reason
 
 _SWITCHING_PROTOCOLS: Final = 101
@@ -75,13 +75,11 @@ class StrictHttp1Server(Http1Server):
             return
         self._watch.head_complete()
         try:
-            if not lines:
-                raise ValueError("no request line")
-            self.request = http1.read_request_head([bytes(line) for line in lines])
-            body_size = http1.expected_http_body_size(self.request)
-        except ValueError as error:
-            yield from self._refuse(Refused(400, Reason.HTTP_INVALID, str(error)))
+            self.request = read_request([bytes(line) for line in lines])
+        except Refused as refused:
+            yield from self._refuse(refused)
             return
+        body_size = http1.expected_http_body_size(self.request)
         yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, body_size == 0))
         self.body_reader = make_body_reader(body_size)
         self.state = self.read_body

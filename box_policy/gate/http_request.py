@@ -7,7 +7,8 @@ from ipaddress import ip_address
 from typing import Final
 
 from mitmproxy.http import Request
-from mitmproxy.net.http import status_codes
+from mitmproxy.net.http import http1, status_codes
+from mitmproxy.net.http.validate import validate_headers
 
 from box_policy.audit.records import escape_name
 from box_policy.gate.destination import Destination
@@ -42,23 +43,35 @@ class Target:
     as_sent: bytes
 
 
-def read_target(request: Request, destination: Destination) -> Target:
-    """The host that a request names. Raises Refused if it names none, several, or anything but a host.
-
-    Every server has to read the request in the same way: what one takes for a mistake and another for a
-    second opinion is refused.
-    """
+def read_request(lines: list[bytes]) -> Request:
+    """Read a request head. Raises Refused for one that not every server would read in the same way."""
+    if not lines:
+        raise Refused(400, Reason.HTTP_INVALID, "no request line")
+    try:
+        request = http1.read_request_head(lines)
+        validate_headers(request)
+        http1.expected_http_body_size(request)
+    except ValueError as error:
+        raise Refused(400, Reason.HTTP_INVALID, escape_name(str(error))) from None
     data = request.data
     if data.http_version not in _VERSIONS:
         raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "HTTP version")
     if data.method.upper() in _REFUSED_METHODS:
         raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "method")
+    if data.scheme not in (b"", b"http"):
+        raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "scheme of the request target")
     if not _TARGET.fullmatch(data.path):
         raise Refused(400, Reason.HTTP_INVALID, "request target")
     for _, value in data.headers.fields:
         if _NOT_IN_A_VALUE.search(value):
             raise Refused(400, Reason.HTTP_INVALID, "control character or folding in a header")
+    return request
 
+
+def read_target(request: Request, destination: Destination) -> Target:
+    """The one host that a request names. Raises Refused if it names none, several, or anything but a host:
+    what one server takes for a mistake, another may take for a second opinion."""
+    data = request.data
     hosts = [value for name, value in data.headers.fields if name.lower() == b"host"]
     if not hosts or hosts == [b""]:
         raise Refused(400, Reason.NO_NAME, "no Host header")
@@ -69,7 +82,7 @@ def read_target(request: Request, destination: Destination) -> Target:
     if match is None:
         raise Refused(400, Reason.NAME_INVALID, "Host header", host=host)
     name, port = match[1], int(match[2] or _HTTP_PORT)
-    if data.authority and (data.scheme != b"http" or data.authority.lower() != host.lower()):
+    if data.authority and data.authority.lower() != host.lower():
         raise Refused(400, Reason.HOST_MISMATCH, "the request target and the Host header differ", host=host)
     if port != destination.port:
         raise Refused(400, Reason.HOST_MISMATCH, "the Host header's port is not the connection's", host=host)
