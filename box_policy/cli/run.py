@@ -95,7 +95,7 @@ def run(
     from box_policy.sandbox.namespaces.toolchains import find_toolchains
 
     try:
-        toolchains = find_toolchains(os.environ.get("PATH", os.defpath), os.environ)
+        toolchains = find_toolchains(os.environ)
         asked = _Run(
             command=command,
             policy=_policy(policy, allow, allow_cidr, deny_cidr, allow_all, deny_all),

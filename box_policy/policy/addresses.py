@@ -7,13 +7,14 @@ site-local addresses and for more.
 
 import ipaddress
 import re
-import socket
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import netaddr
+import netaddr.strategy.ipv4
+import netaddr.strategy.ipv6
 
 from .quoting import quoted
 
@@ -290,21 +291,20 @@ def _parse(text: str) -> tuple[str, int, int, int]:
 
 
 def _parse_canonical(text: str) -> tuple[str, int, int, int] | None:
-    # By hand and before netaddr, because policies hold 100,000 entries: this takes 1 us each, netaddr 5.
-    # inet_pton takes no spelling but the full one: no leading zeros, no short or hexadecimal forms.
+    # Below netaddr's objects, and only for what is spelt canonically, because policies hold 100,000 entries:
+    # this takes a third of their time.
     address, _, length = text.partition("/")
-    version, family, bits = (6, socket.AF_INET6, 128) if ":" in address else (4, socket.AF_INET, 32)
-    if not length or int(length) > bits:
+    family = netaddr.strategy.ipv6 if ":" in address else netaddr.strategy.ipv4
+    if not length or int(length) > family.width:
         return None
     try:
-        packed = socket.inet_pton(family, address)
-    except OSError:
+        first: int = family.str_to_int(address)
+    except netaddr.AddrFormatError:
         return None
-    first = int.from_bytes(packed)
-    hosts = (1 << (bits - int(length))) - 1
-    if first & hosts or socket.inet_ntop(family, packed) != address:
+    hosts = (1 << (family.width - int(length))) - 1
+    if first & hosts or family.int_to_str(first) != address:
         return None
-    return text, version, first, first | hosts
+    return text, family.version, first, first | hosts
 
 
 def _complaint(text: str) -> str:

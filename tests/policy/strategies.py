@@ -11,7 +11,9 @@ LABELS = ("a", "b", "wild", "x-1", "_s", "xn--bcher-kva")
 TOPS = ("test", "example")
 
 names = st.builds(
-    lambda labels, top: ".".join([*labels, top]), st.lists(st.sampled_from(LABELS), max_size=4), st.sampled_from(TOPS)
+    lambda labels, top: ".".join([*labels, top]),
+    st.lists(st.sampled_from(LABELS), max_size=4),
+    st.sampled_from(TOPS),
 )
 patterns = st.builds(lambda wildcard, name: "*." + name if wildcard else name, st.booleans(), names)
 
