@@ -6,10 +6,11 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
@@ -29,6 +30,7 @@ from box_policy.sandbox.launcher import Box, BoxSpec, Program, ProgramNotFoundEr
 
 _BOX = "box"
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 3
 """Interrupts after which the box is closed, whatever the program makes of them."""
 
@@ -100,7 +102,7 @@ def run(
             command=command,
             policy=_policy(policy, allow, allow_cidr, deny_cidr, allow_all, deny_all),
             private_ranges=[canonical_cidr(cidr) for cidr in private_range or ()],
-            name_servers=name_server or (),
+            name_servers=[_address(server) for server in name_server or ()],
             spec=BoxSpec(_BOX, workdir=workdir, read_only=(*toolchains.read_only, *(read_only or ()))),
             path=toolchains.path,
             env=_environment(env or ()),
@@ -153,6 +155,13 @@ def _as_option(issue: str) -> str:
     return f"{options[key]}: {rest.partition(']: ')[2]}" if bracket and key in options else issue
 
 
+def _address(server: str) -> str:
+    try:
+        return str(ip_address(server))
+    except ValueError:
+        fail(f"--name-server: {server!r} is not an IP address", USAGE)
+
+
 def _environment(given: Sequence[str]) -> dict[str, str]:
     environment = {name: os.environ[name] for name in ("TERM", "COLORTERM", "NO_COLOR") if name in os.environ}
     for item in given:
@@ -166,9 +175,50 @@ def _environment(given: Sequence[str]) -> dict[str, str]:
     return environment
 
 
-async def _run(asked: _Run) -> int:
-    from box_policy.sandbox.namespaces import NamespaceLauncher
+class _Signals:
+    """Passes the caller's signals on to the program. Before there is one, they end the run; while it is
+    being started they wait for it."""
 
+    def __init__(self) -> None:
+        self.caught = 0
+        self.impatient = asyncio.Event()
+        self._interrupts = 0
+        self._starting = False
+        self._waiting: list[int] = []
+        self._program: Program | None = None
+        self._run = asyncio.current_task()
+
+    def __enter__(self) -> Self:
+        for number in _FORWARDED:
+            asyncio.get_running_loop().add_signal_handler(number, self._take, number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in _FORWARDED:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def hold(self) -> None:
+        self._starting = True
+
+    def send_to(self, program: Program) -> None:
+        self._program = program
+        for number in self._waiting:
+            self._take(number)
+
+    def _take(self, number: int) -> None:
+        if self._program is None and self._starting:
+            self._waiting.append(number)
+        elif self._program is not None:
+            self._program.send_signal(number)
+            self._interrupts += number in _INTERRUPTS
+            if self._interrupts >= _PATIENCE:
+                self.impatient.set()
+        elif self._run is not None and not self.caught:
+            self.caught = number
+            self._run.cancel()
+
+
+async def _run(asked: _Run) -> int:
     denials = Denials()
     audit = Audit(denials)
     log: JsonLines | None = None
@@ -180,35 +230,20 @@ async def _run(asked: _Run) -> int:
         audit.add(log)
     if asked.verbose:
         audit.add(Console(sys.stderr))
-
-    launcher = NamespaceLauncher()
-    try:
-        creating = asyncio.create_task(launcher.create(asked.spec))
-        # The box is made by another process; meanwhile this one imports mitmproxy, which takes longest.
-        await asyncio.sleep(0)
-        from box_policy.gate.embedded import EmbeddedGate
-        from box_policy.gate.gate import Settings
-
-        box = await creating
-        settings = Settings(private_ranges=asked.private_ranges, name_servers=asked.name_servers)
-        gate = EmbeddedGate(settings, audit)
-        gate.start()
+    with _Signals() as signals:
         try:
-            gate.gate.put_policy(box.id, asked.policy)
-            sockets = box.listeners
-            gate.gate.serve(box.id, tcp=sockets.tcp, dns_udp=sockets.dns_udp, dns_tcp=sockets.dns_tcp)
-            status = await _run_program(asked, box)
+            status = await _run_in_box(asked, audit, signals)
+        except asyncio.CancelledError:
+            if not signals.caught:
+                raise
+            return 128 + signals.caught
+        except ProgramNotFoundError as error:
+            fail(_not_found(str(error), asked), FAILURE)
+        except SandboxError as error:
+            fail(str(error), FAILURE)
         finally:
-            await gate.close()
-            await box.close()
-    except ProgramNotFoundError as error:
-        fail(_not_found(str(error), asked), FAILURE)
-    except SandboxError as error:
-        fail(str(error), FAILURE)
-    finally:
-        await launcher.close()
-        if log is not None:
-            log.close()
+            if log is not None:
+                log.close()
     if len(denials) and not asked.quiet:
         if asked.json:
             denials.write_json(sys.stderr)
@@ -217,8 +252,32 @@ async def _run(asked: _Run) -> int:
     return status
 
 
-async def _run_program(asked: _Run, box: Box) -> int:
+async def _run_in_box(asked: _Run, audit: Audit, signals: _Signals) -> int:
+    from box_policy.sandbox.namespaces import NamespaceLauncher
+
+    async with contextlib.AsyncExitStack() as cleanup:
+        launcher = NamespaceLauncher()
+        cleanup.push_async_callback(launcher.close)
+        creating = asyncio.create_task(launcher.create(asked.spec))
+        # The box is made by another process; meanwhile this one imports mitmproxy, which takes longest.
+        await asyncio.sleep(0)
+        from box_policy.gate.embedded import EmbeddedGate
+        from box_policy.gate.gate import Settings
+
+        box = await creating
+        settings = Settings(private_ranges=asked.private_ranges, name_servers=asked.name_servers)
+        embedded = EmbeddedGate(settings, audit)
+        cleanup.push_async_callback(embedded.close)
+        embedded.start()
+        embedded.gate.put_policy(box.id, asked.policy)
+        sockets = box.listeners
+        embedded.gate.serve(box.id, tcp=sockets.tcp, dns_udp=sockets.dns_udp, dns_tcp=sockets.dns_tcp)
+        return await _run_program(asked, box, signals)
+
+
+async def _run_program(asked: _Run, box: Box, signals: _Signals) -> int:
     streams = callers_streams()
+    signals.hold()
     program = await box.start(
         ProgramSpec(
             asked.command,
@@ -229,45 +288,22 @@ async def _run_program(asked: _Run, box: Box) -> int:
             terminal=window_size(streams) if streams.terminal else None,
         )
     )
+    signals.send_to(program)
     master = program.terminal
-    interrupted = asyncio.Event()
     with contextlib.ExitStack() as cleanup:
-        cleanup.enter_context(_signals_forwarded(program, interrupted))
         if master is not None:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGWINCH, lambda: set_window_size(master, window_size(streams)))
             cleanup.enter_context(raw_mode(streams))
             cleanup.callback(TerminalBridge(master, streams).finish)
         waiting = asyncio.create_task(program.wait())
-        giving_up = asyncio.create_task(interrupted.wait())
+        giving_up = asyncio.create_task(signals.impatient.wait())
         await asyncio.wait({waiting, giving_up}, return_when=asyncio.FIRST_COMPLETED)
         giving_up.cancel()
         if not waiting.done():
             await box.close()
         status = await waiting
     return status if status >= 0 else 128 - status
-
-
-@contextlib.contextmanager
-def _signals_forwarded(program: Program, interrupted: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    interrupts = 0
-
-    def forward(number: int) -> None:
-        nonlocal interrupts
-        program.send_signal(number)
-        if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            interrupts += 1
-            if interrupts >= _PATIENCE:
-                interrupted.set()
-
-    for number in _FORWARDED:
-        loop.add_signal_handler(number, forward, number)
-    try:
-        yield
-    finally:
-        for number in _FORWARDED:
-            loop.remove_signal_handler(number)
 
 
 def _not_found(message: str, asked: _Run) -> str:

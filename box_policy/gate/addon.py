@@ -52,7 +52,6 @@ class EgressPolicy:
         self._door: HttpDoor | None = None
         self._audit = Audit()
         self._log: JsonLines | None = None
-        self._dns_sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._values: list[object] = []
 
@@ -161,10 +160,9 @@ class EgressPolicy:
             raise RuntimeError(f"no policy for box '{box}'")
         self.gate.serve(box, tcp=socks)
 
-    def leave_own_port(self, box: str, socks: Sequence[socket.socket]) -> None:
+    def leave_own_port(self, box: str) -> None:
         if self.gate is not None:
-            for sock in socks:
-                self.gate.lane.forget(sock)
+            self.gate.leave(box)
 
     def running(self) -> None:
         self._running = True
@@ -174,17 +172,20 @@ class EgressPolicy:
         task = asyncio.get_running_loop().create_task(self._replace_servers())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        port = ctx.options.box_policy_dns_port
-        if port and self.gate is not None:
-            try:
-                udp = listen(ctx.options.listen_host, port, socket.SOCK_DGRAM)
-                self._dns_sockets += udp
-                tcp = listen(ctx.options.listen_host, port)
-                self._dns_sockets += tcp
-            except OSError as error:
-                self._stop_process(f"box_policy_dns_port: {error.strerror}")
-            else:
-                self.gate.serve(DEFAULT_BOX, dns_udp=udp, dns_tcp=tcp)
+        if ctx.options.box_policy_dns_port and self.gate is not None:
+            self._serve_dns(self.gate, ctx.options.listen_host, ctx.options.box_policy_dns_port)
+
+    def _serve_dns(self, gate: Gate, host: str, port: int) -> None:
+        socks: list[socket.socket] = []
+        try:
+            socks += (udp := listen(host, port, socket.SOCK_DGRAM))
+            socks += (tcp := listen(host, port))
+            gate.serve(DEFAULT_BOX, dns_udp=udp, dns_tcp=tcp)
+        except OSError as error:
+            self._stop_process(f"box_policy_dns_port: {error.strerror}")
+        finally:
+            for sock in socks:
+                sock.close()
 
     async def _replace_servers(self) -> None:
         servers = self._proxyserver().servers
@@ -245,8 +246,6 @@ class EgressPolicy:
         BoxInstance.serving = None
         if self.gate is not None:
             self.gate.stop()
-        for sock in self._dns_sockets:
-            sock.close()
         if self._log is not None:
             self._log.close()
 

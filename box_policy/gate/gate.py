@@ -50,6 +50,14 @@ class Settings:
         )
 
 
+@dataclass
+class _Served:
+    """A box's sockets, as the gate holds them."""
+
+    streams: list[socket.socket] = field(default_factory=list)
+    dns: list[socket.socket] = field(default_factory=list)
+
+
 class Gate:
     """Needs a running event loop from :meth:`start` to :meth:`close`."""
 
@@ -63,8 +71,7 @@ class Gate:
             resolve=self.resolver.resolve, audit=audit, hand_over=take_http, limits=settings.limits
         )
         self._operator = settings.operator()
-        self._streams: dict[str, list[socket.socket]] = {}
-        self._dns_sockets: dict[str, list[socket.socket]] = {}
+        self._served: dict[str, _Served] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self.closed = False
 
@@ -91,17 +98,31 @@ class Gate:
         dns_udp: Sequence[socket.socket] = (),
         dns_tcp: Sequence[socket.socket] = (),
     ) -> None:
-        """Serve a box's sockets, which the caller keeps owning. The box must have a policy: KeyError."""
+        """Serve a box's sockets, until :meth:`leave`. The box must have a policy: KeyError.
+
+        The gate takes duplicates: whoever closes the originals must not pull a descriptor from under it.
+        """
         box = self.boxes[box_id]
+        served = self._served.setdefault(box_id, _Served())
         for sock in tcp:
-            self.lane.listen(sock, box)
-            self._streams.setdefault(box_id, []).append(sock)
+            served.streams.append(sock.dup())
+            self.lane.listen(served.streams[-1], box)
         for sock in dns_udp:
-            self.dns.serve_udp(sock, box)
-            self._dns_sockets.setdefault(box_id, []).append(sock)
+            served.dns.append(sock.dup())
+            self.dns.serve_udp(served.dns[-1], box)
         for sock in dns_tcp:
-            self.dns.serve_tcp(sock, box)
-            self._dns_sockets.setdefault(box_id, []).append(sock)
+            served.dns.append(sock.dup())
+            self.dns.serve_tcp(served.dns[-1], box)
+
+    def leave(self, box_id: str) -> None:
+        """Serve a box's sockets no more. Its policy, and what is open, stay as they are."""
+        served = self._served.pop(box_id, _Served())
+        for sock in served.streams:
+            self.lane.forget(sock)
+            sock.close()
+        for sock in served.dns:
+            self.dns.forget(sock)
+            sock.close()
 
     def adopt(
         self, sock: socket.socket, received: bytes, box_id: str, destination: Destination | None = None
@@ -110,11 +131,11 @@ class Gate:
         self.lane.adopt(sock, received, self.boxes[box_id], destination)
 
     def drop(self, box_id: str) -> None:
-        """Forget a box: its sockets are served no more, and what is open is reset."""
-        for sock in self._streams.pop(box_id, ()):
-            self.lane.forget(sock)
-        for sock in self._dns_sockets.pop(box_id, ()):
-            self.dns.forget(sock)
+        """Forget a box: its sockets are served no more, and what is open is reset.
+
+        To be called when a box dies: a listener that is still held keeps its network namespace alive.
+        """
+        self.leave(box_id)
         box = self.boxes.pop(box_id, None)
         if box is not None:
             box.cut_all(Reason.BOX_CLOSED)

@@ -52,7 +52,7 @@ class Serving(Protocol):
 
     def serve_own_port(self, box: str, socks: Sequence[socket.socket]) -> None: ...
 
-    def leave_own_port(self, box: str, socks: Sequence[socket.socket]) -> None: ...
+    def leave_own_port(self, box: str) -> None: ...
 
 
 class BoxInstance(ServerInstance[BoxMode]):
@@ -84,7 +84,7 @@ class BoxInstance(ServerInstance[BoxMode]):
 
     async def _stop(self) -> None:
         if BoxInstance.serving is not None:
-            BoxInstance.serving.leave_own_port(self.mode.box, self._socks)
+            BoxInstance.serving.leave_own_port(self.mode.box)
         for sock in self._socks:
             sock.close()
         self._socks = ()

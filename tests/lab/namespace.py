@@ -35,7 +35,7 @@ def enter() -> None:
     global _entered
     if _entered:
         return
-    threads = len(os.listdir("/proc/self/task"))
+    threads = len(list(Path("/proc/self/task").iterdir()))
     if threads > 1:
         raise LabUnavailable(f"the test process already has {threads} threads")
     # A machine may grant the namespace and then deny what the lab needs in it (AppArmor does). There is

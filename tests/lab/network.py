@@ -10,11 +10,11 @@ from pyroute2 import IPRoute, NetlinkError
 from tests.lab import bpf, plan
 from tests.lab.bpf import Instruction
 
-__all__ = ["NetlinkError", "connect", "tap"]
+__all__ = ["NetlinkError", "connect", "disconnect", "tap"]
 
 # Both ends have the same hardware address and no ARP. With IFF_NOARP the kernel sends every frame to the
-# interface's own hardware address, which is then the peer's: any address at all is a neighbour, at once, and no
-# neighbour discovery shows up among the packets.
+# interface's own hardware address, which is then the peer's: any address at all is a neighbour, at once,
+# and no neighbour discovery shows up among the packets.
 _HARDWARE_ADDRESS = "02:00:00:00:00:01"
 _IFF_UP = 0x1
 _IFF_NOARP = 0x80
@@ -112,6 +112,13 @@ def _inside(process: int) -> Iterator[None]:
             yield
         finally:
             os.setns(home.fileno(), os.CLONE_NEWNET)
+
+
+def disconnect() -> None:
+    """Take the cable away, if there is one; without this it goes some time after the origin."""
+    with IPRoute() as gate:
+        for index in gate.link_lookup(ifname=plan.GATE_INTERFACE):
+            gate.link("del", index=index)
 
 
 def tap(interface: str, program: Sequence[Instruction]) -> socket.socket:

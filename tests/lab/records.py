@@ -34,7 +34,8 @@ class Connection:
     """The address that was dialled."""
     port: int
     peer: tuple[str, int]
-    received: bytes = b""
+    """The gate's side; ``("", 0)`` if it was gone before the connection was accepted."""
+    received: bytes = dataclasses.field(default=b"", repr=False)
     """The first 64 KiB as they came, before any decryption."""
     received_length: int = 0
     tls: bool = False
@@ -80,7 +81,7 @@ class Question:
     address: str
     """The address asked."""
     peer: tuple[str, int]
-    raw: bytes
+    raw: bytes = dataclasses.field(repr=False)
 
 
 def dump(message: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""``python -m tests.lab.origin CONTROL NOTICES PARENT``: two inherited sockets and the parent's process id."""
+"""``python -m tests.lab.origin CONTROL NOTICES PARENT``: two inherited sockets, the parent's process id."""
 
 import socket
 import sys

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 import tempfile
 from collections.abc import Callable
@@ -15,13 +16,15 @@ from tests.lab.origin.recorder import Recorder
 from tests.lab.origin.services import listen
 from tests.lab.origin.streams import Acceptor
 from tests.lab.origin.zone import Zone
-from tests.lab.records import dump, load
+from tests.lab.records import Connection, Packet, Request, dump, load
 
 _LONGEST_LINE: Final = 64 << 20
 
 
 def run(control: socket.socket, notices: socket.socket, parent: int) -> None:
     """Serve until the tests' process closes its end of the channel or dies."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     _, taps, _, _ = socket.recv_fds(control, 1, 2)
     with tempfile.TemporaryDirectory(prefix="box-policy-lab-") as folder:
         origin = Origin(notices, [socket.socket(fileno=tap) for tap in taps], Path(folder))
@@ -62,10 +65,10 @@ class Origin:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         operations: dict[str, Callable[..., Any]] = {
-            "packets": self._wire.packets,
-            "loopback_packets": self._loopback.packets,
-            "connections": lambda: self._journal.connections,
-            "requests": lambda: self._journal.requests,
+            "packets": lambda *wanted: _select(self._wire.packets(), *wanted),
+            "loopback_packets": lambda *wanted: _select(self._loopback.packets(), *wanted),
+            "connections": lambda *wanted: _select(self._journal.connections, *wanted),
+            "requests": lambda *wanted: _select(self._journal.requests, *wanted),
             "questions": lambda: self._journal.questions,
             "faults": lambda: self._journal.faults,
             "set": self._zone.set,
@@ -97,3 +100,15 @@ class Origin:
             self._notices.send(b"!")
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             pass  # enough notices wait already, or nobody is left to read them
+
+
+def _select[R: (Packet, Connection, Request)](
+    records: list[R], address: str | None, port: int | None, protocol: str | None = None
+) -> list[R]:
+    return [
+        record
+        for record in records
+        if (address is None or record.address == address)
+        and (port is None or record.port == port)
+        and (protocol is None or (isinstance(record, Packet) and record.protocol == protocol))
+    ]

@@ -32,7 +32,10 @@ class Journal:
         """Note a connection."""
         self._last_id += 1
         address, port = endpoint(sock.getsockname())
-        connection = Connection(self._last_id, address, port, endpoint(sock.getpeername()))
+        try:
+            connection = Connection(self._last_id, address, port, endpoint(sock.getpeername()))
+        except OSError:  # reset while it waited to be accepted: the kernel has forgotten the peer
+            connection = Connection(self._last_id, address, port, ("", 0), closed="reset")
         self.connections.append(connection)
         self.changed()
         return connection

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from dnslib import EDNS0, QTYPE, DNSRecord
 
@@ -15,6 +15,7 @@ from tests.lab.origin.zone import Entry, Zone
 from tests.lab.records import Question
 
 _PACKET_INFO: Final = struct.Struct("16si")  # in6_pktinfo, RFC 3542 section 6
+_IPV6_FREEBIND: Final = 78
 _SMALLEST_LIMIT: Final = 512  # RFC 1035 section 4.2.1
 
 
@@ -27,7 +28,8 @@ class NameServer:
         self._pending: set[asyncio.Task[None]] = set()
         self._socket = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        # An answer must come from the address that was asked.
+        # An answer must come from the address that was asked, which no interface has.
+        self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
         self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         self._socket.bind(("::", plan.DNS_PORT))
         self._socket.setblocking(False)
@@ -62,7 +64,7 @@ class NameServer:
             name = socket.inet_ntop(socket.AF_INET6, address).removeprefix("::ffff:")
             entry, answers = self._answers(message, "udp", name, endpoint(peer))
 
-            def send(address: bytes = address, peer: object = peer, answers: list[bytes] = answers) -> None:
+            def send(address: bytes = address, peer: Any = peer, answers: list[bytes] = answers) -> None:
                 control = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PACKET_INFO.pack(address, 0))
                 for answer in answers:
                     self._socket.sendmsg([answer], [control], 0, peer)
@@ -88,18 +90,19 @@ class NameServer:
         try:
             query = DNSRecord.parse(message)
             name = str(query.q.qname).removesuffix(".")
-            kind = QTYPE.get(query.q.qtype)
+            number = query.q.qtype
+            kind = QTYPE.forward.get(number, f"TYPE{number}")  # RFC 3597 section 5
         except Exception:
             # dnslib raises many things on hostile bytes; that something came is worth a record all the same.
             self._journal.asked(Question("", "", transport, address, peer, message))
             return Entry(), []
-        self._journal.asked(Question(name, str(kind), transport, address, peer, message))
+        self._journal.asked(Question(name, kind, transport, address, peer, message))
         entry = self._zone.find(name) or Entry()
         if entry.silent:
             return entry, []
         if entry.raw is not None:
             return entry, [message[:2] + entry.raw[2:]]
-        reply = self._zone.answer(query, name, str(kind))
+        reply = self._zone.answer(query, name, kind)
         limit = 65535
         if transport == "udp":
             limit = _SMALLEST_LIMIT

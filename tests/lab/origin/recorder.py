@@ -29,7 +29,10 @@ class Recorder:
         self._take(_AT_ONCE)
 
     def packets(self) -> list[Packet]:
-        """All packets sent before this call. RuntimeError if any had to be dropped: then none can be ruled out."""
+        """All packets sent before this call.
+
+        RuntimeError if any had to be dropped: then none can be ruled out.
+        """
         self._take(None)
         if self._lost:
             raise RuntimeError(f"the recorder has lost {self._lost} packets")

@@ -39,7 +39,7 @@ async def _echo(stream: Stream) -> None:
 
 
 def _silent_port() -> socket.socket:
-    # A listening socket whose filter drops the SYN: no firewall rule, hence no nftables, is needed for silence.
+    # A listening socket whose filter drops the SYN: silence takes no firewall rule, hence no nftables.
     sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     bpf.attach(sock, bpf.NOTHING)

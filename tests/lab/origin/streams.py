@@ -159,11 +159,7 @@ class _Recorded(asyncio.StreamReaderProtocol):
         self._serving: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        try:
-            self._connection = self._journal.accepted(transport.get_extra_info("socket"))
-        except OSError:  # reset before it was accepted: no name any more
-            transport.close()
-            return
+        self._connection = self._journal.accepted(transport.get_extra_info("socket"))
         assert isinstance(transport, asyncio.Transport)
         self._accepted = transport
         self._peers.add(self)

@@ -45,6 +45,7 @@ class _Exchange:
         self._journal = journal
         self._stream = stream
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=256 << 10)
+        self._head_only = False
 
     async def run(self) -> None:
         try:
@@ -72,7 +73,12 @@ class _Exchange:
             ],
         )
         self._journal.requested(request)
-        url = urlsplit(request.target)
+        self._head_only = request.method == "HEAD"
+        try:
+            url = urlsplit(request.target)
+        except ValueError as error:
+            await self._respond(400, str(error).encode())
+            return False
         if url.path == "/ws":
             await self._web_socket(head)
             return False
@@ -133,7 +139,8 @@ class _Exchange:
         return bytes(body)
 
     async def _send(self, event: h11.Event) -> None:
-        # A HEAD request's answer has no body: h11 leaves the data out.
+        if self._head_only and isinstance(event, h11.Data):
+            return
         data = self._http.send(event)
         if data:
             await self._stream.write(data)
@@ -171,14 +178,14 @@ class _Exchange:
         waiting, _ = self._http.trailing_data
         if waiting:
             socket.receive_data(waiting)
-        while socket.state is not ConnectionState.CLOSED:
+        while True:
             for event in socket.events():
                 match event:
                     case WebSocketRequest():
                         answer = socket.send(AcceptConnection())
                     case TextMessage() | BytesMessage():
                         answer = socket.send(event)
-                    case Ping() | CloseConnection():
+                    case Ping() | CloseConnection() if socket.state is not ConnectionState.CLOSED:
                         answer = socket.send(event.response())
                     case _:
                         continue
