@@ -93,7 +93,7 @@ class EgressPolicy:
 
     def configure(self, updated: set[str]) -> None:
         if "connection_strategy" in updated or self.gate is None:
-            self._require_lazy()
+            self._set_stock_options()
         if "mode" in updated:
             self._check_modes()
         if self.gate is None:
@@ -101,12 +101,17 @@ class EgressPolicy:
         elif self._operator_values() != self._values:
             self.refuse("what the operator sets can't change while it runs: restart")
 
-    def _require_lazy(self) -> None:
+    def _set_stock_options(self) -> None:
+        """Set those of mitmproxy's own options that would undo or disturb the gate."""
         # An eager mitmproxy dials where the client wants to go before anything has been decided.
         if ctx.options.connection_strategy != "lazy":
             ctx.options.update(connection_strategy="lazy")
         if ctx.options.connection_strategy != "lazy":
             self.refuse("needs connection_strategy=lazy")
+        # Against open proxies; here it would cut boxes whose addresses look public, and only those that speak
+        # HTTP. Who connects to the gate itself, from wherever, has no destination that could be allowed.
+        if getattr(ctx.options, "block_global", False):
+            ctx.options.update(block_global=False)
 
     def _check_modes(self) -> None:
         if ctx.options.mode == [_STOCK_MODE]:
