@@ -186,6 +186,7 @@ class EgressPolicy:
             socks += (udp := listen(host, port, socket.SOCK_DGRAM))
             socks += (tcp := listen(host, port))
             gate.serve(DEFAULT_BOX, dns_udp=udp, dns_tcp=tcp)
+            log.info("box-policy gate answering DNS questions at port %d.", port)
         except OSError as error:
             self._stop_process(f"box_policy_dns_port: {error.strerror}")
         finally:

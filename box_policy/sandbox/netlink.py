@@ -7,8 +7,9 @@ a box; one datagram and one read take less than one.
 import os
 import socket
 import struct
-from collections.abc import Sequence
 
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
 NLM_F_EXCL = 0x200
@@ -19,30 +20,42 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _RECEIVE_SIZE = 64 * 1024
 
 
-def transact(family: int, messages: Sequence[bytes]) -> None:
-    """Send ``messages`` in one datagram to a netlink family of this network namespace.
+def transact(family: int, messages: bytes) -> None:
+    """Send ``messages``, one after the other, to a netlink family of this network namespace.
 
-    Every message that carries NLM_F_ACK is waited for. Raises OSError with the first error that the
-    kernel reports, and the index of the message it is about.
+    Those that carry NLM_F_ACK are waited for. Raises OSError with the first error that the kernel
+    reports and the index of the message that it is about.
     """
-    numbered = [_with_sequence(message, index + 1) for index, message in enumerate(messages)]
-    waiting = {index + 1 for index, message in enumerate(messages) if _HEADER.unpack_from(message)[2] & NLM_F_ACK}
+    request = bytearray(messages)
+    waiting: set[int] = set()
+    offset = index = 0
+    while offset + _HEADER.size <= len(request):
+        length, kind, flags, _, port = _HEADER.unpack_from(request, offset)
+        _HEADER.pack_into(request, offset, length, kind, flags, index, port)
+        if flags & NLM_F_ACK:
+            waiting.add(index)
+        offset += _aligned(length)
+        index += 1
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family) as sock:
         sock.bind((0, 0))
-        sock.send(b"".join(numbered))
+        sock.send(request)
         while waiting:
-            data = sock.recv(_RECEIVE_SIZE)
-            offset = 0
-            while offset + _HEADER.size <= len(data):
-                length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
-                if kind == _NLMSG_ERROR:
-                    (code,) = struct.unpack_from("=i", data, offset + _HEADER.size)
-                    if code:
-                        raise OSError(-code, f"netlink message {sequence - 1}: {os.strerror(-code)}")
-                    waiting.discard(sequence)
-                offset += max((length + 3) & ~3, _HEADER.size)
+            waiting -= _acknowledged(sock.recv(_RECEIVE_SIZE))
 
 
-def _with_sequence(message: bytes, sequence: int) -> bytes:
-    length, kind, flags, _, port = _HEADER.unpack_from(message)
-    return _HEADER.pack(length, kind, flags, sequence, port) + message[_HEADER.size :]
+def _acknowledged(reply: bytes) -> set[int]:
+    done = set()
+    offset = 0
+    while offset + _HEADER.size <= len(reply):
+        length, kind, _, index, _ = _HEADER.unpack_from(reply, offset)
+        if kind == _NLMSG_ERROR:
+            (code,) = struct.unpack_from("=i", reply, offset + _HEADER.size)
+            if code:
+                raise OSError(-code, f"netlink message {index}: {os.strerror(-code)}")
+            done.add(index)
+        offset += _aligned(length)
+    return done
+
+
+def _aligned(length: int) -> int:
+    return max((length + 3) & ~3, _HEADER.size)

@@ -18,13 +18,12 @@ reachable at all. As ``nft`` would print them::
     }
 """
 
-import functools
 import socket
 import struct
 from collections.abc import Mapping
 from typing import Any
 
-from pyroute2.netlink import NETLINK_NETFILTER, nlmsg
+from pyroute2.netlink import nlmsg
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import (
     NFPROTO_INET,
@@ -151,25 +150,26 @@ def _rule(chain: str, expressions: Expressions) -> bytes:
     return _encoded(nft_rule_msg(), NFT_MSG_NEWRULE, flags, attributes)
 
 
-@functools.cache
-def messages(tcp_port: int, dns_port: int) -> tuple[bytes, ...]:
-    """The rules as one nf_tables transaction. Encoding takes milliseconds, so it is remembered."""
+def encode(tcp_port: int, dns_port: int) -> bytes:
+    """The rules as the messages of one nf_tables transaction."""
     tcp, udp = _protocol(socket.IPPROTO_TCP), _protocol(socket.IPPROTO_UDP)
     dns = [*_destination_port(DNS_PORT), *_redirect_to(dns_port)]
-    return (
-        _batch_mark(_NFNL_MSG_BATCH_BEGIN),
-        _table(),
-        _chain("redirect", "nat", -100),
-        _rule("redirect", [*udp, *dns]),
-        _rule("redirect", [*tcp, *dns]),
-        _rule("redirect", [*tcp, *_destination_local(_NFT_CMP_NOT_EQUAL), *_redirect_to(tcp_port)]),
-        _chain("reject", "filter", 0),
-        _rule("reject", [*_destination_local(_NFT_CMP_EQUAL), *verdict(_NF_ACCEPT)]),
-        _rule("reject", _reject()),
-        _batch_mark(_NFNL_MSG_BATCH_END),
+    return b"".join(
+        (
+            _batch_mark(_NFNL_MSG_BATCH_BEGIN),
+            _table(),
+            _chain("redirect", "nat", -100),
+            _rule("redirect", [*udp, *dns]),
+            _rule("redirect", [*tcp, *dns]),
+            _rule("redirect", [*tcp, *_destination_local(_NFT_CMP_NOT_EQUAL), *_redirect_to(tcp_port)]),
+            _chain("reject", "filter", 0),
+            _rule("reject", [*_destination_local(_NFT_CMP_EQUAL), *verdict(_NF_ACCEPT)]),
+            _rule("reject", _reject()),
+            _batch_mark(_NFNL_MSG_BATCH_END),
+        )
     )
 
 
 def install(tcp_port: int, dns_port: int) -> None:
     """Install the rules in this network namespace, all or none. OSError if the kernel refuses."""
-    netlink.transact(NETLINK_NETFILTER, messages(tcp_port, dns_port))
+    netlink.transact(netlink.NETLINK_NETFILTER, encode(tcp_port, dns_port))

@@ -112,11 +112,15 @@ class NamespaceBox:
             async with asyncio.timeout(START_TIMEOUT):
                 return await started
         except MessageError as error:
-            raise SandboxError(f"{program.argv[0]}: arguments and environment are too large: {error}") from None
+            raise SandboxError(
+                f"{program.argv[0]}: arguments and environment are too large: {error}"
+            ) from None
         except OSError as error:
             raise SandboxError(f"{program.argv[0]}: {error.strerror or error}") from None
         except TimeoutError:
-            raise SandboxError(f"{program.argv[0]}: did not start within {START_TIMEOUT:.0f} seconds") from None
+            raise SandboxError(
+                f"{program.argv[0]}: did not start within {START_TIMEOUT:.0f} seconds"
+            ) from None
         finally:
             # Should it start after all, nobody waits for it: it is killed then.
             self._starting.pop(number, None)
@@ -158,7 +162,7 @@ class NamespaceBox:
     def _on_message(self, message: Message, fds: list[int]) -> None:
         try:
             self._handle(message, fds)
-        except (KeyError, TypeError, ValueError, OSError):
+        except Exception:
             # Not what pid 1 says. Whatever spoke there, nothing of it may live on.
             messages.close_all(fds)
             self._failure = "the box broke the protocol"
@@ -251,6 +255,8 @@ def _listeners(fds: list[int]) -> Listeners:
     if not fds or len(fds) % 3:
         raise ValueError(f"{len(fds)} listeners")
     sockets = tuple(socket.socket(fileno=fd) for fd in _taken(fds, len(fds)))
+    for sock in sockets:
+        sock.setblocking(False)  # the object's own mode; it does not look at the descriptor's
     families = len(sockets) // 3
     return Listeners(sockets[:families], sockets[families : 2 * families], sockets[2 * families :])
 
@@ -290,4 +296,6 @@ def _check_descriptor(fd: int) -> None:
         raise SandboxError(f"descriptor {fd}: {os.strerror(error.errno or errno.EBADF)}") from None
     if stat.S_ISDIR(mode) or flags & os.O_PATH:
         # Through it a program would reach the host's files by relative paths.
-        raise SandboxError(f"descriptor {fd} is a directory or a path; a program gets files, pipes and terminals")
+        raise SandboxError(
+            f"descriptor {fd} is a directory or a path; a program gets files, pipes and terminals"
+        )

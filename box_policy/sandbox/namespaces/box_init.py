@@ -154,7 +154,9 @@ class _Init:
                 stack.callback(os.close, writer)
                 pid = os.fork()
             except OSError as error:
-                self._refuse(request["id"], error.errno or errno.EIO, f"{request['argv'][0]}: {error.strerror}")
+                self._refuse(
+                    request["id"], error.errno or errno.EIO, f"{request['argv'][0]}: {error.strerror}"
+                )
                 if master is not None:
                     os.close(master)
                 return

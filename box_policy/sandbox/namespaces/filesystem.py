@@ -4,6 +4,9 @@ Everything of the host's is opened first, as the caller (``open_host_files``); i
 the box's own unprivileged user, from those descriptors and not by path again.
 """
 
+# Paths are strings here, as system calls take them.
+# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH110, PTH120, PTH211
+
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -37,7 +40,15 @@ _DEVICE_LINKS = {
 }
 # What container runtimes shut in /proc (runtime-tools' default masked and read-only paths).
 _PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
-_PROC_MASKED_FILES = ("kallsyms", "kcore", "keys", "latency_stats", "sched_debug", "timer_list", "timer_stats")
+_PROC_MASKED_FILES = (
+    "kallsyms",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "timer_list",
+    "timer_stats",
+)
 _PROC_MASKED_DIRECTORIES = ("acpi", "asound", "scsi")
 # A box keeps its own directories here; a host directory over one of them would hide it.
 _RESERVED = ("/proc", "/dev", "/sys", "/run", "/etc", WORKSPACE)
@@ -135,7 +146,9 @@ def _outermost(paths: Iterable[str]) -> list[str]:
     """Paths in order, without those that lie inside another of them or a system directory."""
     kept: list[str] = []
     for path in sorted(os.path.normpath(path) for path in paths):
-        if not any(path == outer or path.startswith(outer + "/") for outer in (*kept, *host_files.SYSTEM_DIRECTORIES)):
+        if not any(
+            path == outer or path.startswith(outer + "/") for outer in (*kept, *host_files.SYSTEM_DIRECTORIES)
+        ):
             kept.append(path)
     return kept
 
@@ -145,10 +158,11 @@ def _check_read_only(path: str) -> None:
     if hides or any(path.startswith(own + "/") for own in _RESERVED):
         raise SandboxError(f"{path} can't be shown in a box: the box has its own directory there")
     try:
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise SandboxError(f"{path} can't be shown in a box: not a directory")
+        mode = os.lstat(path).st_mode
     except OSError as error:
         raise SandboxError(f"{path} can't be shown in a box: {error.strerror}") from None
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise SandboxError(f"{path} can't be shown in a box: neither a directory nor a file")
 
 
 def _open(path: str) -> OpenedTree:
@@ -168,7 +182,9 @@ def _open(path: str) -> OpenedTree:
 class RootBuilder:
     """Builds the file system and enters it. ``root_id`` is the box's root, as pid 1 numbers it."""
 
-    def __init__(self, host: HostFiles, own_files: dict[str, bytes], root_id: int, scratch_bytes: int) -> None:
+    def __init__(
+        self, host: HostFiles, own_files: dict[str, bytes], root_id: int, scratch_bytes: int
+    ) -> None:
         self._host = host
         self._own_files = own_files
         self._root_id = root_id
@@ -263,9 +279,7 @@ class RootBuilder:
         for file in self._host.files:
             os.makedirs(os.path.dirname(self._at(file.path)), exist_ok=True)
             self._write(file.path, b"")
-            attributes = (
-                syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
-            )
+            attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
             syscalls.set_mount_attributes(file.mount, attributes)
             syscalls.attach_mount(file.mount, self._at(file.path))
         for path in self._host.masked:

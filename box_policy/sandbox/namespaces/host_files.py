@@ -5,6 +5,9 @@ through an overlay is an object of its own that nobody listens on; through a bin
 read-only one, it is the host's, and connect(2) would lead out of the box.
 """
 
+# Paths are strings here, as system calls take them.
+# ruff: noqa: PTH114, PTH115, PTH116, PTH118, PTH119, PTH208
+
 import os
 import re
 import stat
@@ -15,12 +18,48 @@ SYSTEM_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/lib
 
 # Entries of /etc, by name. What is not here does not exist in a box.
 _ETC_NAMES = frozenset(
-    """
-    alpine-release alternatives bash.bashrc ca-certificates ca-certificates.conf crypto-policies debian_version
-    fonts gai.conf gitconfig gnutls inputrc java ld.so.cache ld.so.conf ld.so.conf.d localtime lsb-release
-    magic magic.mime mailcap mime.types networks npmrc os-release perl php pip.conf pki profile profile.d
-    protocols redhat-release rpc services shells ssl terminfo timezone vimrc
-    """.split()
+    [
+        "alpine-release",
+        "alternatives",
+        "bash.bashrc",
+        "ca-certificates",
+        "ca-certificates.conf",
+        "crypto-policies",
+        "debian_version",
+        "fonts",
+        "gai.conf",
+        "gitconfig",
+        "gnutls",
+        "inputrc",
+        "java",
+        "ld.so.cache",
+        "ld.so.conf",
+        "ld.so.conf.d",
+        "localtime",
+        "lsb-release",
+        "magic",
+        "magic.mime",
+        "mailcap",
+        "mime.types",
+        "networks",
+        "npmrc",
+        "os-release",
+        "perl",
+        "php",
+        "pip.conf",
+        "pki",
+        "profile",
+        "profile.d",
+        "protocols",
+        "redhat-release",
+        "rpc",
+        "services",
+        "shells",
+        "ssl",
+        "terminfo",
+        "timezone",
+        "vimrc",
+    ]
 )
 _ETC_PREFIXES = ("java-", "python", "ld-musl-")
 # Directories of /etc whose files are read by people and may hold what people put into them.

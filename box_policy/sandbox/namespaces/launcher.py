@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import box_policy
 from box_policy.sandbox.launcher import BoxSpec, SandboxError
 from box_policy.sandbox.namespaces import seccomp
 from box_policy.sandbox.namespaces.box import CLOSE_TIMEOUT, NamespaceBox
@@ -22,8 +21,7 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 # Isolated mode (-I) leaves the caller's directory and PYTHON* variables out of the import path; the
 # place that this package itself came from is added last, for a package that is not installed.
 _ZYGOTE_CODE = (
-    "import sys; sys.path.append(sys.argv[1]);"
-    " from box_policy.sandbox.namespaces.zygote import main; main()"
+    "import sys; sys.path.append(sys.argv[1]); from box_policy.sandbox.namespaces.zygote import main; main()"
 )
 # An interpreter with shared libraries in an odd place may need this one; none of the rest is passed on.
 _ZYGOTE_VARIABLES = ("LD_LIBRARY_PATH",)
@@ -47,8 +45,8 @@ class NamespaceLauncher:
         if _HOSTNAME.fullmatch(spec.hostname) is None:
             raise SandboxError(f"{spec.hostname!r} is no host name: letters, digits and hyphens, at most 63")
         request = {
-            "workdir": None if spec.workdir is None else str(Path(spec.workdir).absolute()),
-            "read_only": [str(Path(path).absolute()) for path in spec.read_only],
+            "workdir": None if spec.workdir is None else _absolute(spec.workdir),
+            "read_only": [_absolute(path) for path in spec.read_only],
             "hostname": spec.hostname,
             "scratch_bytes": spec.scratch_bytes,
         }
@@ -89,6 +87,10 @@ class NamespaceLauncher:
         return self._zygote
 
 
+def _absolute(path: Path) -> str:
+    return str(path.absolute())
+
+
 class _Zygote:
     """The process that boxes are forked from."""
 
@@ -100,7 +102,7 @@ class _Zygote:
         if not sys.executable:
             raise SandboxError("namespace boxes need a Python interpreter; sys.executable is empty")
         near_end, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        package_parent = str(Path(box_policy.__file__).parent.parent)
+        package_parent = str(Path(__file__).parents[3])
         command = [sys.executable, "-I", "-c", _ZYGOTE_CODE, package_parent, str(far_end.fileno())]
         variables = {name: os.environ[name] for name in _ZYGOTE_VARIABLES if name in os.environ}
         with far_end:

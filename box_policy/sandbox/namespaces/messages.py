@@ -13,6 +13,7 @@ from typing import Any
 LIMIT = 128 * 1024
 """Bytes of one message. A socket's default send buffer (net.core.wmem_default, 208 KiB) takes one whole."""
 MAX_DESCRIPTORS = 16
+_DESCRIPTOR = array.array("i")
 
 Message = dict[str, Any]
 
@@ -53,7 +54,10 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
 
     MessageError for anything else than a message; its descriptors are closed.
     """
-    data, fds, flags, _ = socket.recv_fds(sock, LIMIT, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    # Not socket.recv_fds(): it ignores its flags, and the descriptors would outlive an exec().
+    space = socket.CMSG_LEN(MAX_DESCRIPTORS * _DESCRIPTOR.itemsize)
+    data, controls, flags, _ = sock.recvmsg(LIMIT, space, socket.MSG_CMSG_CLOEXEC)
+    fds = [fd for level, kind, content in controls for fd in _descriptors(level, kind, content)]
     if not data:
         close_all(fds)
         return None
@@ -70,6 +74,14 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         close_all(fds)
         raise
     return message, fds
+
+
+def _descriptors(level: int, kind: int, content: bytes) -> list[int]:
+    if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        return []
+    fds = array.array("i")
+    fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return fds.tolist()
 
 
 def close_all(fds: Sequence[int]) -> None:

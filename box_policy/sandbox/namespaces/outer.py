@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from box_policy.sandbox.launcher import SandboxError
 from box_policy.sandbox.namespaces import box_init, filesystem, identity, messages, network, syscalls
 from box_policy.sandbox.namespaces.diagnosis import explain
 from box_policy.sandbox.namespaces.host_files import EtcFiles
 from box_policy.sandbox.namespaces.identity import Identity
+from box_policy.sandbox.namespaces.network import NetworkMessages
 from box_policy.sandbox.namespaces.user_namespaces import Mapper, NewUserNamespace, map_self
 
 _NAMESPACES = (
@@ -27,9 +28,15 @@ _NAMESPACES = (
 )
 
 
-def run(
-    control: socket.socket, zygote_pid: int, request: dict[str, Any], etc: EtcFiles, seccomp: bytes
-) -> NoReturn:
+class BoxParts(NamedTuple):
+    """What every box is made of, prepared once by the zygote."""
+
+    network: NetworkMessages
+    etc: EtcFiles
+    seccomp: bytes
+
+
+def run(control: socket.socket, zygote_pid: int, request: dict[str, Any], parts: BoxParts) -> NoReturn:
     """Make the box that ``request`` describes. Every failure is reported on ``control``."""
     try:
         syscalls.set_process_name("box-outer")
@@ -37,7 +44,7 @@ def run(
         own = os.pidfd_open(os.getpid())
         messages.send(control, {"event": "outer"}, [own])
         os.close(own)
-        _make_box(control, zygote_pid, request, etc, seccomp)
+        _make_box(control, zygote_pid, request, parts)
         os._exit(0)
     except SandboxError as error:
         messages.send_last(control, {"event": "failed", "error": str(error)})
@@ -55,9 +62,7 @@ def _die_with(parent: int) -> None:
         os._exit(1)  # it died before it could be watched
 
 
-def _make_box(
-    control: socket.socket, zygote_pid: int, request: dict[str, Any], etc: EtcFiles, seccomp: bytes
-) -> None:
+def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], parts: BoxParts) -> None:
     workdir_path: str | None = request["workdir"]
     who = identity.choose_identity(
         os.geteuid(),
@@ -77,7 +82,7 @@ def _make_box(
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     if workdir_path is not None and workdir is None:
         workdir = filesystem.open_workdir(workdir_path, None)
-    host = filesystem.open_host_files(request["read_only"], etc, workdir)
+    host = filesystem.open_host_files(request["read_only"], parts.etc, workdir)
     if mapper is None:
         map_self(who)
     else:
@@ -94,11 +99,11 @@ def _make_box(
     pid = os.fork()
     if pid == 0:
         os.close(alive_writer)
-        box_init.run(control, alive, host, who, request, seccomp)
+        box_init.run(control, alive, host, who, request, parts.seccomp)
     os.close(alive)
     host.close()
     # The file system and the network are made at the same time, by two processes.
-    _make_network(control, pid)
+    _make_network(control, pid, parts.network)
     control.close()
     _wait_for(pid)
 
@@ -110,7 +115,7 @@ def _wait_for(pid: int) -> None:
 
 def _id_mapped_workdir(path: str, who: Identity) -> int:
     try:
-        owner = os.stat(path)
+        owner = Path(path).stat()
     except OSError as error:
         raise SandboxError(f"work directory {path}: {error.strerror}") from None
     uid, gid = who.uid + who.box_root, who.gid + who.box_root
@@ -131,8 +136,8 @@ def _leave_stdio() -> None:
     os.close(null)
 
 
-def _make_network(control: socket.socket, init_pid: int) -> None:
-    listeners = network.make_network()
+def _make_network(control: socket.socket, init_pid: int, encoded: NetworkMessages) -> None:
+    listeners = network.make_network(encoded)
     init = os.pidfd_open(init_pid)
     fds = [sock.fileno() for sock in (*listeners.tcp, *listeners.dns_udp, *listeners.dns_tcp)]
     messages.send(control, {"event": "network"}, [init, *fds])

@@ -176,12 +176,40 @@ AARCH64 = Architecture(
 _ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64}
 
 _SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: a network namespace holds these
-_NOT_PERMITTED = (
-    "acct add_key bpf delete_module fanotify_init finit_module fsconfig fsmount fsopen fspick init_module"
-    " kexec_file_load kexec_load keyctl mount mount_setattr move_mount name_to_handle_at open_by_handle_at"
-    " open_tree open_tree_attr perf_event_open pivot_root quotactl quotactl_fd reboot request_key setns"
-    " swapoff swapon umount2 userfaultfd"
-).split()
+_NOT_PERMITTED = [
+    "acct",
+    "add_key",
+    "bpf",
+    "delete_module",
+    "fanotify_init",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "init_module",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "name_to_handle_at",
+    "open_by_handle_at",
+    "open_tree",
+    "open_tree_attr",
+    "perf_event_open",
+    "pivot_root",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "request_key",
+    "setns",
+    "swapoff",
+    "swapon",
+    "umount2",
+    "userfaultfd",
+]
 
 
 def _never_set_id(call: str, mode: int, *further: Condition) -> Rule:

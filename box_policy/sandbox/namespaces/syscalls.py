@@ -111,7 +111,13 @@ def clone_mount(fd: int, recursive: bool = False) -> int:
 def attach_mount(fd: int, target: str) -> None:
     """Attach a mount from ``clone_mount`` at ``target``."""
     _syscall(
-        _SYS_MOVE_MOUNT, f"move_mount on {target}", fd, b"", -100, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH
+        _SYS_MOVE_MOUNT,
+        f"move_mount on {target}",
+        fd,
+        b"",
+        -100,
+        os.fsencode(target),
+        _MOVE_MOUNT_F_EMPTY_PATH,
     )
 
 

@@ -3,6 +3,9 @@
 Nothing is imported here at run time: after pivot_root() the standard library is out of reach.
 """
 
+# Paths are strings here, as system calls take them.
+# ruff: noqa: PTH113
+
 import errno
 import fcntl
 import json
@@ -27,9 +30,7 @@ _CAP_FOWNER = 3
 _CAP_KILL = 5
 _CAP_SETGID = 6
 _CAP_SETUID = 7
-CAPABILITIES = frozenset(
-    (_CAP_CHOWN, _CAP_DAC_OVERRIDE, _CAP_FOWNER, _CAP_KILL, _CAP_SETGID, _CAP_SETUID)
-)
+CAPABILITIES = frozenset((_CAP_CHOWN, _CAP_DAC_OVERRIDE, _CAP_FOWNER, _CAP_KILL, _CAP_SETGID, _CAP_SETUID))
 _LAST_DESCRIPTOR = 0x7FFFFFFF
 
 
@@ -128,7 +129,7 @@ def _execute(request: dict[str, Any]) -> NoReturn:
     for directory in directories:
         path = f"{directory}/{name}" if directory else name
         try:
-            os.execve(path, argv, environment)
+            os.execve(path, argv, environment)  # noqa: S606
         except (FileNotFoundError, NotADirectoryError):
             if os.path.isfile(path):
                 raise StartError(errno.ENOENT, f"{path}: its interpreter is not in the box") from None

@@ -4,13 +4,16 @@ It has one thread, holds nothing of any box, and ends when its socket closes.
 """
 
 import gc
+import json
 import os
 import signal
 import socket
 import sys
 from typing import NoReturn
 
-from box_policy.sandbox.namespaces import host_files, messages, network, outer, seccomp, syscalls
+from box_policy.sandbox.namespaces import host_files, messages, outer, seccomp, syscalls
+from box_policy.sandbox.namespaces.network import NetworkMessages
+from box_policy.sandbox.namespaces.outer import BoxParts
 
 
 def main() -> NoReturn:
@@ -23,9 +26,11 @@ def main() -> NoReturn:
     architecture = seccomp.native_architecture()
     if architecture is None:
         sys.exit("box-policy: no system call filter for this processor; only x86_64 and aarch64 have one")
-    program = seccomp.assemble(seccomp.box_rules(), architecture)
-    network.encode_ahead()
-    etc = host_files.survey_etc()
+    parts = BoxParts(
+        network=_encode_network(),
+        etc=host_files.survey_etc(),
+        seccomp=seccomp.assemble(seccomp.box_rules(), architecture),
+    )
     own_pid = os.getpid()
     # A collection in a forked process would write to, and so copy, every page of this one's objects.
     gc.collect()
@@ -40,8 +45,31 @@ def main() -> NoReturn:
         if pid == 0:
             server.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            outer.run(socket.socket(fileno=fds[0]), own_pid, request, etc, program)
+            outer.run(socket.socket(fileno=fds[0]), own_pid, request, parts)
         messages.close_all(fds)
+
+
+def _encode_network() -> NetworkMessages:
+    """Encode the netlink messages in a child.
+
+    Their encoder, pyroute2, triples this process's memory, and with it the time of each later fork.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            from box_policy.sandbox.namespaces import network_messages
+
+            with open(writer, "w") as file:
+                json.dump([encoded.hex() for encoded in network_messages.encode()], file)
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as file:
+        text = file.read()
+    return NetworkMessages(*(bytes.fromhex(encoded) for encoded in json.loads(text)))
 
 
 if __name__ == "__main__":
