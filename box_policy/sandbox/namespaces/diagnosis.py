@@ -15,33 +15,41 @@ _SWITCHES = (
         " profile that allows userns",
     ),
 )
+_NOT_PERMITTED = (errno.EPERM, errno.EACCES)
 
 
 def explain(error: OSError) -> str:
-    """One line for a system call that failed while a box was made."""
-    step = error.filename if isinstance(error.filename, str) else error.strerror
-    reason = os.strerror(error.errno) if error.errno else "unknown error"
+    """One line for a system call that failed while a box was made; its ``filename`` names the step."""
+    step = error.filename if isinstance(error.filename, str) else "a system call"
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    what = f"{step}: {reason}"
     if step == "nf_tables":
         return (
-            f"the kernel refused the firewall rules of the box's network namespace: {reason};"
+            f"the kernel refused the firewall rules of the box's network namespace ({what});"
             " load the modules nf_tables, nft_redir, nft_fib_inet and nft_reject_inet with modprobe,"
             " or use a kernel that has them (CONFIG_NF_TABLES_INET)"
         )
-    for path, bad, remedy in _SWITCHES:
-        try:
-            if Path(path).read_text().strip() == bad:
+    if error.errno in (*_NOT_PERMITTED, errno.ENOSPC):
+        for path, bad, remedy in _SWITCHES:
+            if _setting(path) == bad:
                 return f"user namespaces are switched off on this machine ({path} is {bad}); {remedy}"
-        except OSError:
-            continue
-    if error.errno in (errno.EPERM, errno.EACCES):
+    if error.errno in _NOT_PERMITTED:
         return (
-            f"this machine doesn't permit what a box needs ({step}: {reason}); inside a container, allow"
-            " user namespaces: for Docker, --security-opt seccomp=unconfined --security-opt"
+            f"this machine doesn't permit what a box needs ({what}); inside a container, allow user"
+            " namespaces: for Docker, --security-opt seccomp=unconfined --security-opt"
             " systempaths=unconfined --security-opt apparmor=unconfined"
         )
     if error.errno == errno.ENOSPC:
-        return (
-            f"the limit of namespaces is reached ({step}: {reason}); raise the sysctls user.max_*_namespaces,"
-            " or close boxes"
-        )
-    return f"the box could not be made ({step}: {reason})"
+        return f"the limit of namespaces is reached ({what}); close boxes, or raise the sysctls user.max_*_namespaces"
+    if error.errno == errno.ENOSYS:
+        return f"this kernel is too old for boxes ({what}); it takes Linux 5.12 or newer"
+    if error.errno == errno.ENODEV:
+        return f"this kernel lacks a file system that a box needs ({what}); load its module with modprobe"
+    return f"the box could not be made ({what})"
+
+
+def _setting(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None

@@ -50,6 +50,8 @@ class NamespaceLauncher:
             "hostname": spec.hostname,
             "scratch_bytes": spec.scratch_bytes,
         }
+        if spec.scratch_bytes <= 0:
+            raise SandboxError(f"{spec.scratch_bytes} bytes are too few for a box's own directories")
         zygote = self._running_zygote()
         control, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far_end:
@@ -64,7 +66,11 @@ class NamespaceLauncher:
         watcher = asyncio.create_task(self._forget_when_gone(box))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
-        await box.ready()
+        try:
+            await box.ready()
+        except SandboxError:
+            zygote.raise_if_ended()
+            raise
         return box
 
     async def close(self) -> None:
@@ -126,6 +132,15 @@ class _Zygote:
     def is_running(self) -> bool:
         """Whether requests still make sense."""
         return not self._ended.done() and self._process.poll() is None
+
+    def raise_if_ended(self) -> None:
+        """SandboxError if the process has ended, which nobody asked it to."""
+        status = self._process.poll()
+        if status is not None:
+            raise SandboxError(
+                f"the process that boxes are forked from has ended with status {status};"
+                f" its error output says why ({sys.executable})"
+            )
 
     def request(self, request: Message, control: int) -> None:
         """Ask for a box whose processes answer on ``control``."""

@@ -78,7 +78,11 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
             # An id-mapped mount takes the rights of the host's root, so it is made before they go.
             workdir = _id_mapped_workdir(workdir_path, who)
         mapper = Mapper(who)
-    os.unshare(_NAMESPACES)
+    try:
+        os.unshare(_NAMESPACES)
+    except OSError as error:
+        error.filename = "unshare"
+        raise
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     if workdir_path is not None and workdir is None:
         workdir = filesystem.open_workdir(workdir_path, None)

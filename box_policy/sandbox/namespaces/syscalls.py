@@ -1,6 +1,6 @@
 """The Linux system calls that Python's standard library has no name for, by ctypes.
 
-Each raises OSError with the call and its arguments in the message. Nothing here allocates a thread
+Each raises OSError with the call as ``filename``. Nothing here allocates a thread
 or imports at call time, so all of it is usable after fork() and after pivot_root().
 """
 
@@ -59,7 +59,7 @@ class _SockFprog(ctypes.Structure):
 def _checked(result: int, call: str) -> int:
     if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"{call}: {os.strerror(code)}")
+        raise OSError(code, os.strerror(code), call)
     return result
 
 
@@ -92,7 +92,7 @@ def pivot_root(new_root: str) -> None:
     """Make ``new_root`` the root directory and leave nothing of the old one (pivot_root(2), "." twice)."""
     number = _SYS_PIVOT_ROOT.get(_machine)
     if number is None:
-        raise OSError(errno.ENOSYS, f"pivot_root: no system call number known for {_machine}")
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "pivot_root")
     os.chdir(new_root)
     _syscall(number, f"pivot_root {new_root}", b".", b".")
     detach(".")
@@ -137,6 +137,15 @@ def prctl(option: int, argument: int = 0) -> None:
 def set_process_name(name: str) -> None:
     """What ``ps`` shows for this process (at most 15 bytes)."""
     _checked(_libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0), "prctl PR_SET_NAME")
+
+
+def set_command_line(text: str) -> None:
+    """What /proc/<pid>/cmdline shows for this process and those it forks."""
+    with open("/proc/self/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, proc_pid_stat(5)
+    if 0 < start < end:
+        ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
 
 
 def cut_capabilities(keep: frozenset[int]) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from box_policy.sandbox.namespaces import host_files, messages, outer, seccomp, syscalls
@@ -22,15 +23,16 @@ def main() -> NoReturn:
     # The caller's terminal sends its signals to whole groups of processes; boxes are the caller's to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # A box sees the command line of its pid 1, and with it where on this machine Python lies.
+    syscalls.set_command_line("box")
     syscalls.set_process_name("box-zygote")
     architecture = seccomp.native_architecture()
     if architecture is None:
         sys.exit("box-policy: no system call filter for this processor; only x86_64 and aarch64 have one")
-    parts = BoxParts(
-        network=_encode_network(),
-        etc=host_files.survey_etc(),
-        seccomp=seccomp.assemble(seccomp.box_rules(), architecture),
-    )
+    network = _encode_network()
+    program = seccomp.assemble(seccomp.box_rules(), architecture)
+    etc_changed = _etc_changed()
+    etc = host_files.survey_etc()
     own_pid = os.getpid()
     # A collection in a forked process would write to, and so copy, every page of this one's objects.
     gc.collect()
@@ -41,12 +43,19 @@ def main() -> NoReturn:
         if received is None:
             os._exit(0)
         request, fds = received
+        if etc_changed != (etc_changed := _etc_changed()):
+            etc = host_files.survey_etc()
         pid = os.fork()
         if pid == 0:
             server.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            outer.run(socket.socket(fileno=fds[0]), own_pid, request, parts)
+            outer.run(socket.socket(fileno=fds[0]), own_pid, request, BoxParts(network, etc, program))
         messages.close_all(fds)
+
+
+def _etc_changed() -> int:
+    # What package managers and administrators' tools replace (ld.so.cache above all), they rename.
+    return Path("/etc").stat().st_mtime_ns
 
 
 def _encode_network() -> NetworkMessages:

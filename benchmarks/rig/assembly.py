@@ -1,0 +1,123 @@
+"""The rig put together: the box, the origin, and what an order to them costs everybody."""
+
+import json
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.rig.process import BenchmarkError, Program, busy_seconds, cpu_seconds, python_module
+
+
+@dataclass(frozen=True)
+class Cpus:
+    """Which CPU each program is pinned to; None where there is only one."""
+
+    proxy: int | None
+    box: int | None
+    origin: int | None
+
+    @classmethod
+    def usable(cls) -> Self:
+        """A CPU of its own for the proxy; the load generator's two programs get one each, or share one."""
+        cpus = sorted(os.sched_getaffinity(0))
+        if len(cpus) == 1:
+            return cls(None, None, None)
+        return cls(cpus[0], cpus[1], cpus[2] if len(cpus) > 2 else cpus[1])
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What came of one order, and the CPU seconds that it took."""
+
+    answer: dict[str, float]
+    proxy: float | None
+    generator: float
+    """The box's and the origin's."""
+    proxy_busy: float | None
+    """The share of its CPU that the proxy has used."""
+    generator_busy: float
+    """The same of the box and the origin, or of the busier one if each has its own CPU."""
+    others_busy: float
+    """The share of those CPUs that programs outside the rig have used."""
+
+
+class Rig:
+    """Three namespaces in a row, for the life of a ``with``. This process is in the middle one."""
+
+    def __init__(self, cpus: Cpus) -> None:
+        self.cpus = cpus
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        # pyroute2 takes 130 ms to import, which the two programs need as well to start.
+        with ExitStack() as stack:
+            self._box = stack.enter_context(python_module("benchmarks.rig.box", cpu=self.cpus.box))
+            self._origin = stack.enter_context(python_module("benchmarks.rig.origin", cpu=self.cpus.origin))
+            from benchmarks.rig import network
+
+            for program in (self._box, self._origin):
+                _expect(program, b"unshared")
+            try:
+                network.connect(self._box.pid, self._origin.pid)
+            except (OSError, network.NetlinkError) as error:
+                raise BenchmarkError(f"the kernel refuses the rig's network: {error}") from error
+            self._origin.write_line(b"connected")
+            _expect(self._origin, b"ready")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def order(self, order: str, **arguments: Any) -> dict[str, float]:
+        """Have the box do something. BenchmarkError if it can't."""
+        self._box.write_line(json.dumps({"order": order, **arguments}).encode())
+        answer: dict[str, Any] = json.loads(self._box.read_line())
+        if "error" in answer:
+            raise BenchmarkError(f"{order}: {answer['error']}")
+        return answer
+
+    def measure(self, proxy: int | None, order: str, **arguments: Any) -> Phase:
+        """The same, with what it costs; ``proxy`` is the process id of the one under test."""
+        programs = [proxy, self._box.pid, self._origin.pid]
+        pinned = sorted({self.cpus.proxy, self.cpus.box, self.cpus.origin} - {None}, key=str)
+
+        def used() -> tuple[list[float], list[float], float]:
+            own = [cpu_seconds(pid) if pid is not None else 0.0 for pid in programs]
+            return own, [busy_seconds(cpu) for cpu in pinned if cpu is not None], time.monotonic()
+
+        own, busy, started = used()
+        answer = self.order(order, **arguments)
+        own_after, busy_after, ended = used()
+        wall = ended - started
+        by_proxy, by_box, by_origin = (after - before for before, after in zip(own, own_after, strict=True))
+        total = sum(busy_after) - sum(busy)
+        shared = self.cpus.box == self.cpus.origin
+        return Phase(
+            answer=answer,
+            proxy=None if proxy is None else by_proxy,
+            generator=by_box + by_origin,
+            proxy_busy=None if proxy is None else by_proxy / wall,
+            generator_busy=(by_box + by_origin if shared else max(by_box, by_origin)) / wall,
+            others_busy=max(0.0, total - by_proxy - by_box - by_origin) / wall / max(1, len(pinned)),
+        )
+
+    def retransmitted(self) -> int:
+        """TCP segments sent again so far, in all three namespaces."""
+        return sum(
+            _retransmitted(Path(f"/proc/{pid}/net/snmp").read_text())
+            for pid in (os.getpid(), self._box.pid, self._origin.pid)
+        )
+
+
+def _expect(program: Program, line: bytes) -> None:
+    if program.read_line() != line:
+        raise BenchmarkError(f"{program.name} does not start")
+
+
+def _retransmitted(snmp: str) -> int:
+    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
+    return int(dict(zip(names, values, strict=True))["RetransSegs"])

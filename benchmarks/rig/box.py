@@ -1,0 +1,136 @@
+"""The rig's load generator: obeys orders from stdin, one JSON object a line. ``python -m benchmarks.rig.box``
+
+Built to cost little: a connection is six system calls, and is waited for once, at its end.
+"""
+
+import json
+import os
+import select
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from benchmarks.rig import plan
+from benchmarks.rig.bulk import limit_stalls, payload, swallow
+from tests.lab.namespace import unshare_network
+
+_STALL_LIMIT: Final = 5.0
+_BATCH: Final = 64
+
+
+class LoadError(Exception):
+    """A connection came to something else than it should."""
+
+
+class Box:
+    """Each public method is an order; what it returns is the answer."""
+
+    def __init__(self) -> None:
+        self._kept: list[socket.socket] = []
+        self._payload, self._payload_size = payload()
+
+    def connections(self, target: str, parallel: int, seconds: float) -> dict[str, float]:
+        """Open connections for a while, so many at a time. Each ends when the origin has closed it."""
+        hello = plan.hello(plan.ANSWER)
+        address = (target, plan.PORT)
+        poll = select.epoll()
+        waiting: dict[int, socket.socket] = {}
+
+        def begin() -> None:
+            # Blocking, and yet it waits for nobody: over a veth pair the kernel has done the handshake by the
+            # time that connect() would begin to wait.
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock.connect(address)
+            sock.send(hello)
+            fd = sock.fileno()
+            poll.register(fd, select.EPOLLRDHUP)
+            waiting[fd] = sock
+
+        count = 0
+        started = time.monotonic()
+        until = started + seconds
+        for _ in range(parallel):
+            begin()
+        while waiting:
+            ready = poll.poll(_STALL_LIMIT, _BATCH)
+            if not ready:
+                raise LoadError(f"{len(waiting)} connections hang")
+            for fd, _ in ready:
+                sock = waiting.pop(fd)
+                if sock.recv(16) != b"1":
+                    raise LoadError("a connection was refused")
+                sock.close()
+                count += 1
+                if time.monotonic() < until:
+                    begin()
+        poll.close()
+        return {"connections": count, "seconds": time.monotonic() - started}
+
+    def keep(self, target: str, count: int) -> dict[str, float]:
+        """Open connections that stay, idle."""
+        for _ in range(count):
+            sock = self._open(target, plan.KEEP)
+            if sock.recv(16) != b"1":
+                raise LoadError("a connection was refused")
+            self._kept.append(sock)
+        return {}
+
+    def release(self, target: str) -> dict[str, float]:
+        """End those that stay."""
+        with self._open(target, plan.RELEASE) as order:
+            order.recv(1)
+        for sock in self._kept:
+            if sock.recv(16):
+                raise LoadError("an idle connection was not idle")
+            sock.close()
+        self._kept.clear()
+        return {}
+
+    def down(self, target: str, seconds: float) -> dict[str, float]:
+        """Read one stream for a while."""
+        with self._open(target, plan.DOWN) as sock:
+            started = time.monotonic()
+            count = swallow(sock, started + seconds)
+            return {"bytes": count, "seconds": time.monotonic() - started}
+
+    def up(self, target: str, seconds: float) -> dict[str, float]:
+        """Write one stream for a while. It counts what has arrived, and the time until it had."""
+        with self._open(target, plan.UP) as sock:
+            started = time.monotonic()
+            while time.monotonic() < started + seconds:
+                os.sendfile(sock.fileno(), self._payload, 0, self._payload_size)
+            sock.shutdown(socket.SHUT_WR)
+            (count,) = struct.unpack("!Q", sock.recv(8, socket.MSG_WAITALL))
+            return {"bytes": count, "seconds": time.monotonic() - started}
+
+    def _open(self, target: str, order: bytes) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        limit_stalls(sock)
+        sock.connect((target, plan.PORT))
+        sock.send(plan.hello(order))
+        return sock
+
+
+def main() -> None:
+    """Say when there is a namespace, then obey until stdin ends."""
+    unshare_network()
+    print("unshared", flush=True)
+    box = Box()
+    orders: dict[str, Callable[..., dict[str, float]]] = {
+        "connections": box.connections, "keep": box.keep, "release": box.release, "down": box.down,
+        "up": box.up,
+    }  # fmt: skip
+    for line in sys.stdin:
+        arguments: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = orders[arguments.pop("order")](**arguments)
+        except (OSError, LoadError, struct.error) as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

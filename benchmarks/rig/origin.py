@@ -1,0 +1,92 @@
+"""The rig's origin: does what a hello asks for, and answers DNS. ``python -m benchmarks.rig.origin``
+
+Built to cost little: one connection after the other, four system calls each. It doesn't wait for a
+hello, since with TCP_DEFER_ACCEPT the kernel hands a connection over once that is there.
+"""
+
+import os
+import socket
+import struct
+import sys
+import threading
+from typing import Final, NoReturn
+
+import dnslib
+
+from benchmarks.rig import plan
+from benchmarks.rig.bulk import limit_stalls, payload, swallow
+from tests.lab.namespace import unshare_network
+
+_HELLO_SIZE: Final = 4096
+_BACKLOG: Final = 4096
+
+
+class Origin:
+    """Serves one connection at a time; only idle ones stay."""
+
+    def __init__(self) -> None:
+        self._kept: list[socket.socket] = []
+        self._payload, self._payload_size = payload()
+
+    def serve(self) -> NoReturn:
+        """Serve until the process ends."""
+        listener = socket.create_server(("0.0.0.0", plan.PORT), backlog=_BACKLOG)
+        limit_stalls(listener)  # inherited by what is accepted
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
+        print("ready", flush=True)
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:  # the limit has passed without any
+                continue
+            try:
+                self._serve(sock)
+            except OSError:
+                sock.close()  # the client's loss, which the client reports
+
+    def _serve(self, sock: socket.socket) -> None:
+        order = plan.order(sock.recv(_HELLO_SIZE))
+        if order == plan.ANSWER:
+            sock.send(b"1")
+        elif order == plan.KEEP:
+            sock.send(b"1")
+            self._kept.append(sock)
+            return
+        elif order == plan.RELEASE:
+            for kept in self._kept:
+                kept.close()
+            self._kept.clear()
+        elif order == plan.DOWN:
+            while os.sendfile(sock.fileno(), self._payload, 0, self._payload_size):
+                pass
+        elif order == plan.UP:
+            sock.send(struct.pack("!Q", swallow(sock)))
+        sock.close()
+
+
+def answer_questions(sock: socket.socket) -> NoReturn:
+    """A name server that knows one name."""
+    while True:
+        received, client = sock.recvfrom(4096)
+        question = dnslib.DNSRecord.parse(received)
+        reply = question.reply()
+        if question.q.qtype == dnslib.QTYPE.A and str(question.q.qname).rstrip(".") == plan.NAME:
+            reply.add_answer(
+                dnslib.RR(question.q.qname, dnslib.QTYPE.A, rdata=dnslib.A(plan.ALLOWED), ttl=300)
+            )
+        sock.sendto(reply.pack(), client)
+
+
+def main() -> None:
+    """Say when there is a namespace, wait until the cable is laid, then serve."""
+    unshare_network()
+    print("unshared", flush=True)
+    sys.stdin.readline()
+    name_server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    name_server.bind((plan.ORIGIN, 53))
+    threading.Thread(target=answer_questions, args=(name_server,), daemon=True).start()
+    Origin().serve()
+
+
+if __name__ == "__main__":
+    main()
