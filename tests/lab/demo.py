@@ -133,6 +133,8 @@ def show(
     ]
     command += ["--name-server", lab.nameserver, "--workdir", str(workdir), "--", *scene.command]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    if not log.exists():
+        sys.exit(f"demo: no box on this machine: {done.stderr.strip()}")
     console.print(f"{number}. {scene.title}", style="bold")
     console.print(f"    $ {' '.join(scene.command)}", style="dim", soft_wrap=True)
     output = " ".join((done.stdout + done.stderr).split())

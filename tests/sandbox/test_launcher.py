@@ -92,7 +92,7 @@ zygote.main()
     monkeypatch.setattr(launcher_module, "_ZYGOTE_CODE", lowered)
     launcher = NamespaceLauncher()
     try:
-        with pytest.raises(SandboxError, match="switched off.*sysctl user.max_user_namespaces"):
+        with pytest.raises(SandboxError, match=r"switched off.*sysctl user\.max_user_namespaces"):
             await launcher.create(BoxSpec("x"))
     finally:
         await launcher.close()

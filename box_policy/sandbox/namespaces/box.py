@@ -66,6 +66,8 @@ class NamespaceBox:
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._listeners: Listeners | None = None
         self._is_set_up = False
+        self.was_begun = False
+        """Whether a process of the box has ever reported."""
         self._failure = "the box ended"
         self._processes: dict[str, int] = {}  # pidfds of those that still run
         self._starting: dict[int, asyncio.Future[NamespaceProgram]] = {}
@@ -174,6 +176,7 @@ class NamespaceBox:
         event = message["event"]
         if event == "outer" and "outer" not in self._processes:
             self._watch("outer", _taken(fds, 1)[0])
+            self.was_begun = True
         elif event == "network" and self._listeners is None:
             self._watch("init", fds.pop(0))
             self._listeners = _listeners(fds)

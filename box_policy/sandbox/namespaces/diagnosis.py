@@ -40,7 +40,10 @@ def explain(error: OSError) -> str:
             " systempaths=unconfined --security-opt apparmor=unconfined"
         )
     if error.errno == errno.ENOSPC:
-        return f"the limit of namespaces is reached ({what}); close boxes, or raise the sysctls user.max_*_namespaces"
+        return (
+            f"the limit of namespaces is reached ({what});"
+            " close boxes, or raise the sysctls user.max_*_namespaces"
+        )
     if error.errno == errno.ENOSYS:
         return f"this kernel is too old for boxes ({what}); it takes Linux 5.12 or newer"
     if error.errno == errno.ENODEV:

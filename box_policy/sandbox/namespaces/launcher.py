@@ -69,7 +69,8 @@ class NamespaceLauncher:
         try:
             await box.ready()
         except SandboxError:
-            zygote.raise_if_ended()
+            if not box.was_begun:
+                await zygote.raise_if_ended()
             raise
         return box
 
@@ -133,14 +134,16 @@ class _Zygote:
         """Whether requests still make sense."""
         return not self._ended.done() and self._process.poll() is None
 
-    def raise_if_ended(self) -> None:
-        """SandboxError if the process has ended, which nobody asked it to."""
-        status = self._process.poll()
-        if status is not None:
-            raise SandboxError(
-                f"the process that boxes are forked from has ended with status {status};"
-                f" its error output says why ({sys.executable})"
-            )
+    async def raise_if_ended(self) -> None:
+        """SandboxError if the process has ended, or just ends, which nobody asked it to."""
+        try:
+            status = await asyncio.to_thread(self._process.wait, 1.0)
+        except subprocess.TimeoutExpired:
+            return
+        raise SandboxError(
+            f"the process that boxes are forked from has ended with status {status};"
+            f" its error output says why ({sys.executable})"
+        )
 
     def request(self, request: Message, control: int) -> None:
         """Ask for a box whose processes answer on ``control``."""
