@@ -6,6 +6,7 @@ import re
 import socket
 from dataclasses import dataclass
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from box_policy.cli.check import read_or_exit
+from box_policy.cli.errors import USAGE
 from box_policy.policy.addresses import Address, AddressSet, InvalidCidr
 from box_policy.policy.domains import InvalidName, canonical_name
 from box_policy.policy.quoting import quoted
 from box_policy.policy.rules import CompiledPolicy, Operator, Verdict
-
-from .check import read_policy
 
 _TYPE_A = 1
 _SCHEME_PORTS = {"http": 80, "https": 443}
@@ -44,7 +45,7 @@ class Target:
 
 def explain(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="A policy, YAML or JSON; - for standard input.")
+        Path, typer.Argument(metavar="FILE", help="A policy, YAML or JSON; - for standard input.")
     ],
     targets: Annotated[
         list[str],
@@ -65,15 +66,15 @@ def explain(
     """Say what the policy answers to each target: exit 0 if all are allowed, 1 if one is denied.
 
     The verdicts come from the rules that the gate enforces. A host is judged as if the box spoke TLS
-    with SNI, HTTP or PostgreSQL's TLS; an address as if it named no host.
+    with SNI, or HTTP; an address as if it named no host.
     """
     try:
         parsed = [parse_target(target) for target in targets]
         ranges = AddressSet(private_range or ())
     except (InvalidTarget, InvalidCidr) as error:
         typer.echo(f"explain: {error}", err=True)
-        raise typer.Exit(2) from None
-    policy = CompiledPolicy(read_policy(file), Operator(private_ranges=ranges))
+        raise typer.Exit(USAGE) from None
+    policy = CompiledPolicy(read_or_exit(file), Operator(private_ranges=ranges))
     verdicts = [(target, judge(policy, target, resolve=resolve)) for target in parsed]
     if as_json:
         for target, verdict in verdicts:

@@ -132,7 +132,7 @@ def _policy(
             USAGE,
         )
     if file is not None:
-        from box_policy.control.file_source import PolicyFileError, read_policy
+        from box_policy.control.policy_file import PolicyFileError, read_policy
 
         try:
             return read_policy(file)

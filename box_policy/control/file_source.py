@@ -1,4 +1,4 @@
-"""Policies from a file."""
+"""The policy of a mitmproxy with the addon, from a file."""
 
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -6,25 +6,8 @@ from typing import NoReturn, Protocol
 from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
 
-from box_policy.policy.document import MAX_BYTES, DocumentError, parse_document
+from box_policy.control.policy_file import PolicyFileError, read_policy
 from box_policy.policy.model import NetworkPolicy
-
-
-class PolicyFileError(Exception):
-    """A policy file can't be read, or holds no valid policy. One line an error, each with its place."""
-
-
-def read_policy(path: Path) -> NetworkPolicy:
-    """The policy in a YAML or JSON file. Raises PolicyFileError."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise PolicyFileError(f"{path}: {error.strerror}") from error
-    try:
-        return parse_document(text, name=str(path))
-    except DocumentError as error:
-        raise PolicyFileError(str(error)) from error
 
 
 class Enforcer(Protocol):

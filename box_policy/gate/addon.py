@@ -19,7 +19,8 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from box_policy.audit.sinks import Audit, Console, JsonLines
 from box_policy.gate.claim import HandedOver
 from box_policy.gate.gate import Gate, Settings
-from box_policy.gate.http import HttpDoor, HttpHandler
+from box_policy.gate.http import HttpHandler
+from box_policy.gate.http_door import HttpDoor
 from box_policy.gate.limits import Limits
 from box_policy.gate.mode import DEFAULT_BOX, BoxInstance, BoxMode, listen, mode_of
 from box_policy.policy.addresses import InvalidCidr

@@ -14,7 +14,7 @@ from mitmproxy.options import Options
 from box_policy.audit.sinks import Audit
 from box_policy.gate.claim import HandedOver
 from box_policy.gate.gate import Gate, Settings
-from box_policy.gate.http import HttpDoor
+from box_policy.gate.http_door import HttpDoor
 from box_policy.gate.mode import mode_of
 
 

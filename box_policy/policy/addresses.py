@@ -16,7 +16,7 @@ import netaddr
 import netaddr.strategy.ipv4
 import netaddr.strategy.ipv6
 
-from .quoting import quoted
+from box_policy.policy.quoting import quoted
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network

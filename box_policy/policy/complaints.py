@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from pydantic_core import ErrorDetails
 
-from .forms import MODE_KEYS, MODES, SPELLINGS, SUBNETS_KEYS, VERCEL_KEYS
-from .quoting import quoted
+from box_policy.policy.forms import MODE_KEYS, MODES, SPELLINGS, SUBNETS_KEYS, VERCEL_KEYS
+from box_policy.policy.quoting import quoted
 
 # Old names of modes, and words that other products use.
 _OTHER_MODES = {

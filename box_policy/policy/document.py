@@ -10,8 +10,8 @@ from typing import Protocol
 
 import yaml
 
-from .model import MAX_ISSUES, NetworkPolicy, PolicyError, PolicyIssue
-from .quoting import quoted
+from box_policy.policy.model import MAX_ISSUES, NetworkPolicy, PolicyError, PolicyIssue
+from box_policy.policy.quoting import quoted
 
 MAX_BYTES = 8 * 1024 * 1024
 """Largest document in bytes."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 import idna
 
-from .quoting import quoted
+from box_policy.policy.quoting import quoted
 
 MAX_NAME = 253
 """Longest name in characters, without the trailing dot (RFC 1035 section 3.1: 255 octets on the wire)."""

@@ -24,11 +24,11 @@ from pydantic import (
     model_validator,
 )
 
-from .addresses import canonical_cidr
-from .complaints import explain
-from .domains import canonical_pattern
-from .forms import MODE_KEYS, SPELLINGS, VERCEL_KEYS
-from .quoting import quoted
+from box_policy.policy.addresses import canonical_cidr
+from box_policy.policy.complaints import explain
+from box_policy.policy.domains import canonical_pattern
+from box_policy.policy.forms import MODE_KEYS, SPELLINGS, VERCEL_KEYS
+from box_policy.policy.quoting import quoted
 
 type Mode = Literal["allow-all", "deny-all", "custom"]
 type Kind = Literal["allow-all", "deny-all", "allowlist", "denylist"]

@@ -7,10 +7,10 @@ from collections.abc import Container, Iterable
 from dataclasses import InitVar, dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from .addresses import Address, AddressSet, embedded_ipv4, special_range
-from .domains import DomainSet
-from .model import NetworkPolicy
-from .reasons import Reason
+from box_policy.policy.addresses import Address, AddressSet, embedded_ipv4, special_range
+from box_policy.policy.domains import DomainSet
+from box_policy.policy.model import NetworkPolicy
+from box_policy.policy.reasons import Reason
 
 _ALLOWING = object()
 """Held by this module alone: without it the constructor of :class:`Verdict` makes no allowing one."""

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import AliasChoices, TypeAdapter
 
-from .forms import SPELLINGS
-from .model import NetworkPolicy, VercelPolicy
+from box_policy.policy.forms import SPELLINGS
+from box_policy.policy.model import NetworkPolicy, VercelPolicy
 
 
 def json_schema() -> dict[str, Any]:

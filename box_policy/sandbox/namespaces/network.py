@@ -35,16 +35,23 @@ class NetworkMessages(NamedTuple):
     rules: bytes
 
 
-def make_network(encoded: NetworkMessages) -> Listeners:
-    """Set up the network namespace that this process is in.
+def write_settings() -> list[socket.AddressFamily]:
+    """Make the kernel settings of this network namespace; return the address families that it has.
 
-    OSError if the kernel refuses, with ``filename`` naming the part that failed.
+    OSError if the kernel refuses. It takes a writable /proc/sys, so the host's file system.
     """
-    families = [socket.AF_INET, *([socket.AF_INET6] if _has_ipv6() else [])]
     _write_sysctl("ipv4/ip_unprivileged_port_start", "0")
     # Per-connection timestamp offsets make the kernel refuse about 1 % of reused ports in TIME_WAIT
     # behind a redirect; the sender then waits for a retransmit.
     _write_sysctl("ipv4/tcp_timestamps", "2")
+    return [socket.AF_INET, *([socket.AF_INET6] if _has_ipv6() else [])]
+
+
+def make_network(encoded: NetworkMessages, families: list[socket.AddressFamily]) -> Listeners:
+    """Set up the network namespace that this process is in. It touches no file.
+
+    OSError if the kernel refuses, with ``filename`` naming the part that failed.
+    """
     loopback = encoded.loopback_4 + (encoded.loopback_6 if socket.AF_INET6 in families else b"")
     _transact("loopback interface", netlink.NETLINK_ROUTE, loopback)
     listeners = _listen(families)

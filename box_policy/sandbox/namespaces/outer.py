@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from box_policy.sandbox.launcher import SandboxError
+from box_policy.sandbox.launcher import Listeners, SandboxError
 from box_policy.sandbox.namespaces import box_init, filesystem, identity, messages, network, syscalls
 from box_policy.sandbox.namespaces.diagnosis import explain
 from box_policy.sandbox.namespaces.host_files import EtcFiles
@@ -99,6 +99,8 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
         _die_with(zygote_pid)
     _leave_stdio()
+    # Before pid 1 exists: its pivot_root() is felt by every process of this mount namespace.
+    families = network.write_settings()
     alive, alive_writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -107,7 +109,7 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
     os.close(alive)
     host.close()
     # The file system and the network are made at the same time, by two processes.
-    _make_network(control, pid, parts.network)
+    _hand_over(control, pid, network.make_network(parts.network, families))
     control.close()
     _wait_for(pid)
 
@@ -140,8 +142,7 @@ def _leave_stdio() -> None:
     os.close(null)
 
 
-def _make_network(control: socket.socket, init_pid: int, encoded: NetworkMessages) -> None:
-    listeners = network.make_network(encoded)
+def _hand_over(control: socket.socket, init_pid: int, listeners: Listeners) -> None:
     init = os.pidfd_open(init_pid)
     fds = [sock.fileno() for sock in (*listeners.tcp, *listeners.dns_udp, *listeners.dns_tcp)]
     messages.send(control, {"event": "network"}, [init, *fds])
