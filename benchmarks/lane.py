@@ -35,7 +35,7 @@ PARALLEL: Final = 32
 CONNECTING: Final = 1.2
 """Seconds a round."""
 STREAMING: Final = 0.7
-"""Seconds a round, each way."""
+"""Seconds a round of one stream down. Up goes as much as has come down."""
 WARM_UP: Final = 0.2
 IDLE: Final = 1000
 SATURATED: Final = 0.9
@@ -108,8 +108,8 @@ def measure(rig: Rig, variant: Variant) -> Figures:
             order("release")
         figures |= _connections(phase("connections", parallel=PARALLEL, seconds=CONNECTING))
         if not variant.only_connections:
-            figures |= _stream("down", phase("down", seconds=STREAMING))
-            figures |= _stream("up", phase("up", seconds=STREAMING))
+            figures |= _stream("down", down := phase("down", seconds=STREAMING))
+            figures |= _stream("up", phase("up", size=int(down.answer["bytes"])))
         return figures
 
 
@@ -179,7 +179,9 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
         printed.add_column(column.title, justify="right")
     for name, metrics in results.items():
         printed.add_row(name, *(_cell(column, metrics) for column in COLUMNS))
-    printed.caption = "Median, least and most of all rounds. *: the load generator was the bottleneck, so the proxy can do more."
+    printed.caption = (
+        "Median; least-most of all rounds. *: the load generator was the bottleneck, not the proxy."
+    )
     return printed
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import select
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -93,24 +92,28 @@ class Box:
         """Read one stream for a while."""
         with self._open(target, plan.DOWN) as sock:
             started = time.monotonic()
-            count = swallow(sock, started + seconds)
+            count = swallow(sock, until=started + seconds)
             return {"bytes": count, "seconds": time.monotonic() - started}
 
-    def up(self, target: str, seconds: float) -> dict[str, float]:
-        """Write one stream for a while. It counts what has arrived, and the time until it had."""
-        with self._open(target, plan.UP) as sock:
+    def up(self, target: str, size: int) -> dict[str, float]:
+        """Write one stream of that many bytes. The time is that until the origin had them all.
+
+        A number of bytes and not of seconds, since nginx takes a half-closed connection for closed.
+        """
+        with self._open(target, plan.UP, size) as sock:
             started = time.monotonic()
-            while time.monotonic() < started + seconds:
-                os.sendfile(sock.fileno(), self._payload, 0, self._payload_size)
-            sock.shutdown(socket.SHUT_WR)
-            (count,) = struct.unpack("!Q", sock.recv(8, socket.MSG_WAITALL))
-            return {"bytes": count, "seconds": time.monotonic() - started}
+            left = size
+            while left:
+                left -= os.sendfile(sock.fileno(), self._payload, 0, min(left, self._payload_size))
+            if sock.recv(1) != b"1":
+                raise LoadError("a stream was cut")
+            return {"bytes": size, "seconds": time.monotonic() - started}
 
-    def _open(self, target: str, order: bytes) -> socket.socket:
+    def _open(self, target: str, order: bytes, size: int = 0) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         limit_stalls(sock)
         sock.connect((target, plan.PORT))
-        sock.send(plan.hello(order))
+        sock.send(plan.hello(order, size))
         return sock
 
 
@@ -127,7 +130,7 @@ def main() -> None:
         arguments: dict[str, Any] = json.loads(line)
         try:
             answer: dict[str, Any] = orders[arguments.pop("order")](**arguments)
-        except (OSError, LoadError, struct.error) as error:
+        except (OSError, LoadError) as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import sys
 import time
 from typing import Final
 
@@ -30,12 +31,15 @@ def payload() -> tuple[int, int]:
     return descriptor, os.write(descriptor, os.urandom(_PAYLOAD_SIZE))
 
 
-def swallow(sock: socket.socket, until: float = float("inf")) -> int:
-    """Read to the end, or until then (monotonic clock). Returns the number of bytes.
+def swallow(sock: socket.socket, size: int = sys.maxsize, until: float = float("inf")) -> int:
+    """Read so many bytes, or to the end, or until then (monotonic clock). Returns the number of bytes.
 
     With MSG_TRUNC the kernel drops them without a copy (tcp(7)).
     """
-    total = 0
-    while time.monotonic() < until and (count := sock.recv_into(_buffer, _READ_SIZE, socket.MSG_TRUNC)):
-        total += count
-    return total
+    left = size
+    while left and time.monotonic() < until:
+        count = sock.recv_into(_buffer, min(left, _READ_SIZE), socket.MSG_TRUNC)
+        if not count:
+            break
+        left -= count
+    return size - left

@@ -35,7 +35,10 @@ _SYSCTLS: Final = {
 
 
 def connect(box: int, origin: int) -> None:
-    """Join this network namespace to those of two processes. OSError or NetlinkError if the kernel refuses."""
+    """Join this network namespace to those of two processes.
+
+    Raises OSError or pyroute2's NetlinkError, which is none, if the kernel refuses.
+    """
     _configure()
     _cable("to-box", plan.GATE_TO_BOX, box, plan.BOX)
     _cable("to-origin", plan.GATE_TO_ORIGIN, origin, plan.ORIGIN)

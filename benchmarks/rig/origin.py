@@ -6,7 +6,6 @@ hello, since with TCP_DEFER_ACCEPT the kernel hands a connection over once that 
 
 import os
 import socket
-import struct
 import sys
 import threading
 from typing import Final, NoReturn
@@ -41,11 +40,12 @@ class Origin:
                 continue
             try:
                 self._serve(sock)
-            except OSError:
+            except (OSError, ValueError):
                 sock.close()  # the client's loss, which the client reports
 
     def _serve(self, sock: socket.socket) -> None:
-        order = plan.order(sock.recv(_HELLO_SIZE))
+        received = sock.recv(_HELLO_SIZE)
+        order, size = plan.order(received)
         if order == plan.ANSWER:
             sock.send(b"1")
         elif order == plan.KEEP:
@@ -60,7 +60,8 @@ class Origin:
             while os.sendfile(sock.fileno(), self._payload, 0, self._payload_size):
                 pass
         elif order == plan.UP:
-            sock.send(struct.pack("!Q", swallow(sock)))
+            swallow(sock, size - (len(received) - len(plan.hello(order, size))))
+            sock.send(b"1")
         sock.close()
 
 

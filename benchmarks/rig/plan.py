@@ -3,6 +3,7 @@
 The addresses look public, since the gate refuses those that are not, and exist in the rig alone.
 """
 
+import struct
 from typing import Final
 
 from tests.lab.hellos import client_hello
@@ -31,16 +32,21 @@ RELEASE: Final = b"r"
 DOWN: Final = b"d"
 """Send until the client is gone."""
 UP: Final = b"u"
-"""Read until the client has finished, then tell the number of bytes, as 8 bytes."""
+"""Read the number of bytes that the order tells, then answer one."""
 
 _RANDOM_AT: Final = 11  # after the record's header (5), the handshake's (4) and legacy_version (2)
+_RANDOM: Final = struct.Struct("!cQ23x")
 
 
-def hello(order: bytes) -> bytes:
-    """A ClientHello for the allowed name that carries an order."""
-    return client_hello(NAME.encode(), random=order * 32)
+def hello(order: bytes, size: int = 0) -> bytes:
+    """A ClientHello for the allowed name that carries an order, and a number of bytes with it."""
+    return client_hello(NAME.encode(), random=_RANDOM.pack(order, size))
 
 
-def order(received: bytes) -> bytes:
-    """The order in a received hello; empty if there is none."""
-    return received[_RANDOM_AT : _RANDOM_AT + 1]
+def order(received: bytes) -> tuple[bytes, int]:
+    """The order in a received hello, and its number of bytes. ValueError if there is none."""
+    try:
+        kind, size = _RANDOM.unpack_from(received, _RANDOM_AT)
+    except struct.error as error:
+        raise ValueError("not a hello") from error
+    return bytes(kind), int(size)

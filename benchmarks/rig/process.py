@@ -62,7 +62,7 @@ class Program:
         lines = self._pipe(self._process.stdout)
         if not select.select([lines], [], [], _PATIENCE)[0]:
             raise BenchmarkError(f"no answer from {self.name}")
-        line = lines.readline()
+        line: bytes = lines.readline()
         if not line:
             raise BenchmarkError(f"{self.name} has ended")
         return line.rstrip(b"\n")
@@ -109,7 +109,7 @@ def children(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process so far, user's and system's; in steps of a tick, 10 ms as a rule."""
+    """CPU time of all threads of a process so far, in user mode and in the kernel, to a tick (10 ms)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     user, system = fields[11:13]
     return (int(user) + int(system)) / _TICKS

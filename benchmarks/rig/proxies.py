@@ -27,10 +27,10 @@ worker_rlimit_nofile 8192;
 pid {directory}/nginx.pid;
 events {{ worker_connections 8192; }}
 stream {{
-    map $ssl_preread_name $upstream {{
+    map $ssl_preread_server_name $upstream {{
         {name} {allowed}:{port};
     }}
-    log_format records '$time_iso8601 $connection $remote_addr $ssl_preread_name $upstream_addr '
+    log_format records '$time_iso8601 $connection $remote_addr $ssl_preread_server_name $upstream_addr '
                        '$status $bytes_received $bytes_sent $session_time';
     access_log {access_log};
     server {{

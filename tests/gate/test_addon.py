@@ -1,5 +1,6 @@
 """The addon in a real mitmdump: behind a redirect, in both modes, and when it is taken out."""
 
+import os
 import shutil
 import socket
 import ssl
@@ -47,6 +48,7 @@ class Mitmdump:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -86,36 +86,48 @@ class HostFiles:
             os.close(self.workdir)
 
 
-def open_workdir(path: str, id_map: int | None) -> int:
-    """A detached mount of the host directory ``path``; ``id_map``: user namespace that maps its owner.
+class Workdir:
+    """The host directory that becomes /workspace. Its path is resolved once, when this is made."""
 
-    SandboxError says what is wrong with it. The path is resolved once, here.
-    """
-    try:
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SandboxError(f"work directory {path}: {error.strerror}") from None
-    try:
-        mount = syscalls.clone_mount(fd, recursive=True)
-    except OSError as error:
-        raise SandboxError(f"work directory {path}: cannot be mounted: {error.strerror}") from None
-    finally:
-        os.close(fd)
-    attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
-    if id_map is None:
-        syscalls.set_mount_attributes(mount, attributes, recursive=True)
-        return mount
-    try:
-        attributes |= syscalls.MOUNT_ATTR_IDMAP
-        syscalls.set_mount_attributes(mount, attributes, recursive=True, user_namespace=id_map)
-    except OSError as error:
-        os.close(mount)
-        raise SandboxError(
-            f"work directory {path}: its file system or this kernel can't map its owner into the box"
-            f" ({error.strerror}); start the box as the user who owns it instead of root,"
-            " or use a directory on ext4, xfs, btrfs or tmpfs"
-        ) from None
-    return mount
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SandboxError(f"work directory {path}: {error.strerror}") from None
+        status = os.fstat(self._fd)
+        self.uid = status.st_uid
+        self.gid = status.st_gid
+
+    def mount(self, id_map: int | None = None) -> int:
+        """A detached mount of it; ``id_map`` is a user namespace that maps its owner.
+
+        To be called once, in the mount namespace that this was made in. SandboxError if the kernel or
+        the file system refuses.
+        """
+        mount = -1
+        attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+        try:
+            mount = syscalls.clone_mount(self._fd, recursive=True)
+            if id_map is None:
+                syscalls.set_mount_attributes(mount, attributes, recursive=True)
+            else:
+                attributes |= syscalls.MOUNT_ATTR_IDMAP
+                syscalls.set_mount_attributes(mount, attributes, recursive=True, user_namespace=id_map)
+            return mount
+        except OSError as error:
+            if mount >= 0:
+                os.close(mount)
+            remedy = (
+                "; its file system or this kernel can't map its owner into the box: start the box as the user"
+                " who owns it instead of root, or use a directory on ext4, xfs, btrfs or tmpfs"
+            )
+            raise SandboxError(
+                f"work directory {self._path}: it can't be mounted ({error.filename}: {error.strerror})"
+                + (remedy if id_map is not None else "")
+            ) from None
+        finally:
+            os.close(self._fd)
 
 
 def open_host_files(read_only: Sequence[str], etc: EtcFiles, workdir: int | None) -> HostFiles:

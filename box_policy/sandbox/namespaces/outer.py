@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from box_policy.sandbox.launcher import Listeners, SandboxError
 from box_policy.sandbox.namespaces import box_init, filesystem, identity, messages, network, syscalls
 from box_policy.sandbox.namespaces.diagnosis import explain
+from box_policy.sandbox.namespaces.filesystem import Workdir
 from box_policy.sandbox.namespaces.host_files import EtcFiles
 from box_policy.sandbox.namespaces.identity import Identity
 from box_policy.sandbox.namespaces.network import NetworkMessages
@@ -76,7 +77,7 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
     if who.is_range:
         if workdir_path is not None:
             # An id-mapped mount takes the rights of the host's root, so it is made before they go.
-            workdir = _id_mapped_workdir(workdir_path, who)
+            workdir = _id_mapped_mount(workdir_path, who)
         mapper = Mapper(who)
     try:
         os.unshare(_NAMESPACES)
@@ -85,7 +86,7 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
         raise
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     if workdir_path is not None and workdir is None:
-        workdir = filesystem.open_workdir(workdir_path, None)
+        workdir = Workdir(workdir_path).mount()
     host = filesystem.open_host_files(request["read_only"], parts.etc, workdir)
     if mapper is None:
         map_self(who)
@@ -119,17 +120,14 @@ def _wait_for(pid: int) -> None:
         pass  # a child that wrote id maps
 
 
-def _id_mapped_workdir(path: str, who: Identity) -> int:
-    try:
-        owner = Path(path).stat()
-    except OSError as error:
-        raise SandboxError(f"work directory {path}: {error.strerror}") from None
+def _id_mapped_mount(path: str, who: Identity) -> int:
+    workdir = Workdir(path)
     uid, gid = who.uid + who.box_root, who.gid + who.box_root
     # On disk everything belongs to the directory's owner; in the box, to the box's root. Nobody else
     # is mapped: files of other owners can be read but not written.
-    id_map = NewUserNamespace().map(f"{owner.st_uid} {uid} 1", f"{owner.st_gid} {gid} 1")
+    id_map = NewUserNamespace().map(f"{workdir.uid} {uid} 1", f"{workdir.gid} {gid} 1")
     try:
-        return filesystem.open_workdir(path, id_map)
+        return workdir.mount(id_map)
     finally:
         os.close(id_map)
 
