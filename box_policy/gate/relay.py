@@ -145,7 +145,7 @@ class Relay:
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
         self._pipes: list[tuple[int, int]] = []
-        self._pairs: set[Pair] = set()
+        self.pairs: set[Pair] = set()
 
     def start(
         self,
@@ -170,16 +170,16 @@ class Relay:
         for direction in (up, down):
             self.poller.unregister(direction.source.fileno())
             self.poller.register(direction.source.fileno(), direction.interest(), direction)
-        self._pairs.add(pair)
+        self.pairs.add(pair)
         return pair
 
     def close_idle(self, since: float) -> None:
         """End the pairs on which nothing has moved since then (monotonic clock)."""
-        for pair in [pair for pair in self._pairs if pair.last_activity < since]:
+        for pair in [pair for pair in self.pairs if pair.last_activity < since]:
             pair.close(Reason.IDLE)
 
     def closed(self, pair: Pair) -> None:
-        self._pairs.discard(pair)
+        self.pairs.discard(pair)
 
     def pump(self, direction: Direction) -> None:
         """The source is readable: take what it has and give it to the sink."""
@@ -300,7 +300,7 @@ class Relay:
 
     def close(self) -> None:
         """Reset every pair."""
-        for pair in list(self._pairs):
+        for pair in list(self.pairs):
             pair.close(Reason.BOX_CLOSED)
         for pipe in self._pipes:
             _close_pipe(pipe)

@@ -144,8 +144,9 @@ class TestAllowed:
 
 
 class TestDenied:
-    async def test_a_host_that_is_not_allowed(self, gate: GateUnderTest, lab: Lab) -> None:
-        client = await gate.claim(plan.EVIL4, 80)
+    @pytest.mark.parametrize("address", [plan.EVIL4, plan.EVIL6], ids=["IPv4", "IPv6"])
+    async def test_a_host_that_is_not_allowed(self, gate: GateUnderTest, lab: Lab, address: str) -> None:
+        client = await gate.claim(address, 80)
         await client.send(request("evil.test"))
         error = await error_of(client, 403)
         assert (error["reason"], error["host"], error["generation"]) == ("name_not_allowed", "evil.test", 1)

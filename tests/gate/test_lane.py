@@ -1,12 +1,15 @@
 """TLS and everything that isn't HTTP: what is dialled, what is not, and what a denied box sees."""
 
 import asyncio
+import contextlib
 import hashlib
+import socket
 import ssl
 
 import pytest
 
 from box_policy.gate.limits import Limits
+from box_policy.gate.relay import PIPE
 from box_policy.policy.reasons import Reason
 from tests.gate.conftest import GateUnderTest, MakeGate
 from tests.lab import Lab, plan
@@ -216,8 +219,11 @@ class TestDenied:
         ],
         ids=["SSH", "leading CRLF", "SSLv2", "SOCKS", "alert first", "zeros"],
     )
-    async def test_bytes_that_name_no_host(self, gate: GateUnderTest, lab: Lab, data: bytes) -> None:
-        client = await gate.claim(plan.EVIL4, 443)
+    @pytest.mark.parametrize("address", [plan.EVIL4, plan.EVIL6], ids=["IPv4", "IPv6"])
+    async def test_bytes_that_name_no_host(
+        self, gate: GateUnderTest, lab: Lab, data: bytes, address: str
+    ) -> None:
+        client = await gate.claim(address, 443)
         await client.send(data)
         assert await client.is_reset()
         assert (await gate.decision()).reason is Reason.PROTOCOL_UNKNOWN
@@ -275,6 +281,12 @@ class TestDenied:
         assert (await gate.decision()).reason is Reason.DENY_ALL
         assert lab.packets() == []
 
+    async def test_a_name_that_would_forge_a_record(self, gate: GateUnderTest) -> None:
+        client = await gate.claim(plan.EVIL4, 443)
+        await client.send(client_hello(b"evil\n{\x1b[2J\xff.test"))
+        await client.read()
+        assert (await gate.decision()).name == "evil\\n{\\x1b[2J\\xff.test"
+
     async def test_encrypted_hellos_can_be_denied(self, make_gate: MakeGate, lab: Lab) -> None:
         gate = make_gate(deny_ech=True)
         client = await gate.claim(plan.ALLOWED4, 443)
@@ -294,8 +306,9 @@ class TestDenied:
 
 
 class TestUpstreamFails:
-    async def test_a_refused_connection(self, gate: GateUnderTest) -> None:
-        client = await gate.claim(plan.ALLOWED4, plan.REFUSED_PORT)
+    @both_families
+    async def test_a_refused_connection(self, gate: GateUnderTest, allowed: str, evil: str) -> None:
+        client = await gate.claim(allowed, plan.REFUSED_PORT)
         await client.send(client_hello())
         assert await client.read() == ALERT_INTERNAL_ERROR
         end = await gate.end()
@@ -319,6 +332,57 @@ class TestUpstreamFails:
         client = await gate.claim(plan.CIDR4, plan.REFUSED_PORT)
         assert await client.is_reset()
         assert (await gate.end()).reason is Reason.UPSTREAM_FAILED
+
+
+class TestRelay:
+    async def test_a_client_that_does_not_read_holds_the_origin_back(
+        self, gate: GateUnderTest, lab: Lab
+    ) -> None:
+        client = await gate.claim(plan.CIDR4, 80)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.send(b"GET /bytes/200000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        relay = gate.embedded.gate.lane.relay
+        async with asyncio.timeout(10):
+            while not any(pair.down.blocked for pair in relay.pairs):
+                await asyncio.sleep(0.01)
+        (pair,) = relay.pairs
+        assert pair.down.carried < 32 * 1024 * 1024
+        assert pair.down.in_pipe <= PIPE
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(30):
+            while pair.down.carried < 200_000_000:
+                await client.reader.read(1 << 20)
+
+    async def test_an_idle_connection_is_ended(self, make_gate: MakeGate) -> None:
+        gate = make_gate(limits=Limits(idle_timeout=0.4))
+        client = await gate.claim(plan.CIDR4, plan.ECHO_PORT)
+        await client.send(b"x")
+        assert await client.is_reset()
+        assert (await gate.end()).reason is Reason.IDLE
+
+    async def test_an_idle_connection_owns_no_pipe(self, gate: GateUnderTest) -> None:
+        client = await gate.claim(plan.CIDR4, plan.ECHO_PORT)
+        await client.send(bytes(1_000_000))
+        async with asyncio.timeout(10):
+            await client.reader.readexactly(1_000_000)
+        (pair,) = gate.embedded.gate.lane.relay.pairs
+        assert pair.down.bulk
+        assert [direction.pipe for direction in (pair.up, pair.down)] == [None, None]
+
+    async def test_who_connects_to_the_listener_itself_is_reset_and_forgotten(
+        self, make_gate: MakeGate
+    ) -> None:
+        gate = make_gate()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            gate.embedded.gate.serve("b", tcp=[listener])
+            for _ in range(20):
+                with contextlib.suppress(ConnectionResetError):
+                    reader, writer = await asyncio.open_connection(*listener.getsockname())
+                    gate.writers.append(writer)
+                    assert await reader.read() == b""
+        assert {record.reason for record in gate.records} == {Reason.SPECIAL_ADDRESS}
+        assert gate.embedded.gate.boxes["b"].pending == 0
+        assert not gate.embedded.gate.boxes["b"].live
 
 
 class TestJudgedAgain:
