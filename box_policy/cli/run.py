@@ -228,8 +228,9 @@ async def _run(asked: _Run) -> int:
         except OSError as error:
             fail(f"--log {asked.log}: {error.strerror}", USAGE)
         audit.add(log)
-    if asked.verbose:
-        audit.add(Console(sys.stderr))
+    console = Console(sys.stderr) if asked.verbose else None
+    if console is not None:
+        audit.add(console)
     with _Signals() as signals:
         try:
             status = await _run_in_box(asked, audit, signals)
@@ -242,8 +243,9 @@ async def _run(asked: _Run) -> int:
         except SandboxError as error:
             fail(str(error), FAILURE)
         finally:
-            if log is not None:
-                log.close()
+            for written in (log, console):
+                if written is not None:
+                    written.close()
     if len(denials) and not asked.quiet:
         if asked.json:
             denials.write_json(sys.stderr)

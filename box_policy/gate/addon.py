@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -53,6 +54,7 @@ class EgressPolicy:
         self._door: HttpDoor | None = None
         self._audit = Audit()
         self._log: JsonLines | None = None
+        self._console: Console | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._values: list[object] = []
 
@@ -128,6 +130,11 @@ class EgressPolicy:
 
     def _make_gate(self) -> None:
         options = ctx.options
+        for server in options.box_policy_name_servers:
+            try:
+                ip_address(server)
+            except ValueError:
+                self.refuse(f"box_policy_name_servers: {server!r} is not an IP address")
         try:
             settings = Settings(
                 private_ranges=tuple(options.box_policy_private_ranges),
@@ -139,13 +146,14 @@ class EgressPolicy:
             if options.box_policy_log:
                 self._log = JsonLines(Path(options.box_policy_log))
                 self._audit.add(self._log)
-            self._audit.add(Console(sys.stderr))
+            self._console = Console(sys.stderr)
+            self._audit.add(self._console)
             self.gate = Gate(settings, self._audit, self._take_http)
         except InvalidCidr as error:
             self.refuse(f"box_policy_private_ranges: {error}")
         except OSError as error:
             self.refuse(f"box_policy_log: {error.filename}: {error.strerror}")
-        self._door = HttpDoor(resolver=self.gate.resolver, audit=self._audit, limits=settings.limits)
+        self._door = HttpDoor(resolver=self.gate.resolver, audit=self._audit, limits=self.gate.limits)
         self.gate.start()
         self._values = self._operator_values()
         BoxInstance.serving = self
@@ -253,8 +261,12 @@ class EgressPolicy:
         BoxInstance.serving = None
         if self.gate is not None:
             self.gate.stop()
-        if self._log is not None:
-            self._log.close()
+        self._close_sinks()
+
+    def _close_sinks(self) -> None:
+        for sink in (self._log, self._console):
+            if sink is not None:
+                sink.close()
 
     def refuse(self, why: str) -> NoReturn:
         """Refuse a configuration: at start by not starting, later by keeping the old one (OptionsError)."""
@@ -267,6 +279,5 @@ class EgressPolicy:
         of the event loop, on which connections are waiting."""
         sys.stderr.write(f"box-policy: {why}\n")
         sys.stderr.flush()
-        if self._log is not None:
-            self._log.close()
+        self._close_sinks()
         self._exit_process(1)

@@ -22,13 +22,24 @@ class GatedBox:
         self.generation = 1
         self.live: set[Live] = set()
         self.pending = 0
-        """Connections without a verdict yet."""
+        """Connections and requests without a verdict yet."""
+        self.questions = 0
+        """DNS questions being asked."""
+        self.dns_connections = 0
+        self._limit_recorded = float("-inf")
 
     def put_policy(self, policy: CompiledPolicy) -> int:
         """Replace the policy in force. Returns the new generation."""
         self.policy = policy
         self.generation += 1
         return self.generation
+
+    def may_record_limit(self, now: float) -> bool:
+        """True once a second: what a box does at its caps must not fill the log."""
+        if now - self._limit_recorded < 1:
+            return False
+        self._limit_recorded = now
+        return True
 
     def cut_all(self, reason: Reason) -> None:
         """End everything that is open."""

@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from box_policy.audit.records import Protocol
 from box_policy.gate.claim import Claim
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from box_policy.gate.lane import Lane
 
 log = logging.getLogger(__name__)
+
+MAX_TRIED: Final = 4
+"""Addresses of one name that are tried before it counts as unreachable."""
 
 
 class Dial:
@@ -41,7 +44,7 @@ class Dial:
         self._claim = claim
         self._received = received
         self._generation = claim.box.generation
-        self._addresses = in_dialling_order(verdict.addresses, claim.destination.address)
+        self._addresses = in_dialling_order(verdict.addresses, claim.destination.address)[:MAX_TRIED]
         self._server: socket.socket | None = None
         self._error = ""
         self._watcher = _ClientWatcher(self)
@@ -50,9 +53,14 @@ class Dial:
         self.target = self.first
 
     def begin(self) -> None:
+        """Never raises: nobody else owns the sockets any more."""
         self._claim.box.live.add(self)
-        self._lane.poller.register(self._client.fileno(), QUIET, self._watcher)
-        self._next()
+        try:
+            self._lane.poller.register(self._client.fileno(), QUIET, self._watcher)
+            self._next()
+        except Exception as error:
+            log.exception("a connection failed in the gate and is closed")
+            self.failed(error)
 
     def ready(self, events: int) -> None:
         """The upstream has answered, one way or the other."""
@@ -81,7 +89,11 @@ class Dial:
     def _next(self) -> None:
         while self._addresses:
             self.target = self._addresses.pop(0)
-            server = socket.socket(address_family(self.target), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                server = socket.socket(address_family(self.target), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:  # this host lacks the address family, or descriptors
+                self._error = f"{self.target}: {error.strerror}"
+                continue
             self._server = server
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             code = server.connect_ex((str(self.target), self._claim.destination.port))

@@ -17,7 +17,7 @@ import dns.rdatatype
 from box_policy.audit.records import Event, Protocol, Record, escape_name, listed, next_connection
 from box_policy.audit.sinks import Audit
 from box_policy.gate.boxes import GatedBox
-from box_policy.gate.limits import Limits
+from box_policy.gate.limits import OUT_OF_RESOURCES, Limits
 from box_policy.gate.resolver import AAAA, A, Answer, Resolver
 from box_policy.policy.domains import name_from_wire
 from box_policy.policy.reasons import Reason
@@ -27,6 +27,9 @@ from box_policy.wire.dns_message import ExtendedError, Question, Rcode, read_que
 log = logging.getLogger(__name__)
 
 _MAX_DATAGRAM: Final = 4096
+_MAX_MESSAGE: Final = 65535
+_ACCEPT_PAUSE: Final = 0.25
+"""Seconds until the next try, when there are no descriptors left."""
 _DATAGRAMS_A_TURN: Final = 64
 _HIDDEN_TYPES: Final = (64, 65)
 """SVCB and HTTPS (RFC 9460): they carry ECH keys, which hide names, and address hints, which go round
@@ -43,9 +46,6 @@ class DnsServer:
         self._audit = audit
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pending: dict[str, int] = {}
-        self._connections: dict[str, int] = {}
-        self._recorded_limit: dict[str, float] = {}
 
     def serve_udp(self, sock: socket.socket, box: GatedBox) -> None:
         """Answer on a bound socket. The caller keeps owning it."""
@@ -94,15 +94,27 @@ class DnsServer:
     def _accept(self, sock: socket.socket, box: GatedBox) -> None:
         try:
             connection, _ = sock.accept()
-        except OSError:
+        except BlockingIOError:
             return
-        if self._connections.get(box.id, 0) >= self._limits.dns_connections:
+        except OSError as error:
+            if error.errno in OUT_OF_RESOURCES:
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(sock.fileno())
+                loop.call_later(_ACCEPT_PAUSE, self._accept_again, sock, box)
+            return
+        if box.dns_connections >= self._limits.dns_connections:
             self._record_limit(box)
             connection.close()
             return
         connection.setblocking(False)
-        self._connections[box.id] = self._connections.get(box.id, 0) + 1
-        self._spawn(self._serve_connection(connection, box))
+        box.dns_connections += 1
+        visit = _Visit(box)
+        visit.task = self._spawn(self._serve_connection(connection, box))
+        visit.task.add_done_callback(visit.leave)
+
+    def _accept_again(self, sock: socket.socket, box: GatedBox) -> None:
+        if sock.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock, box)
 
     async def _serve_connection(self, sock: socket.socket, box: GatedBox) -> None:
         """Questions one after the other, each behind its length (RFC 1035 section 4.2.2)."""
@@ -115,16 +127,16 @@ class DnsServer:
                 question = read_question(message)
                 if question is None or not self._admit(box):
                     return
-                answer = await self._answer(box, question, max_size=None)
+                answer = await self._answer(box, question, max_size=_MAX_MESSAGE)
                 writer.write(len(answer).to_bytes(2) + answer)
                 async with asyncio.timeout(self._limits.dns_idle_timeout):
                     await writer.drain()
         except (OSError, EOFError, TimeoutError):
             pass
         finally:
-            self._connections[box.id] -= 1
             if writer is not None:
-                writer.close()
+                # Not close(): that waits for a client that may never read what is buffered for it.
+                writer.transport.abort()
             else:
                 sock.close()
 
@@ -132,14 +144,13 @@ class DnsServer:
 
     def _admit(self, box: GatedBox) -> bool:
         """Count one more question under way, if the box may have one."""
-        pending = self._pending.get(box.id, 0)
-        if pending >= self._limits.dns_pending:
+        if box.questions >= self._limits.dns_pending:
             self._record_limit(box)
             return False
-        self._pending[box.id] = pending + 1
+        box.questions += 1
         return True
 
-    async def _answer(self, box: GatedBox, question: Question, *, max_size: int | None) -> bytes:
+    async def _answer(self, box: GatedBox, question: Question, *, max_size: int) -> bytes:
         """The answer to an admitted question. Whatever goes wrong, a refusal."""
         try:
             return await self._judge_and_ask(box, question, max_size)
@@ -147,9 +158,9 @@ class DnsServer:
             log.exception("a question failed in the gate and is refused")
             return write_answer(question, Rcode.REFUSED, error=(ExtendedError.OTHER, Reason.INTERNAL_ERROR))
         finally:
-            self._pending[box.id] -= 1
+            box.questions -= 1
 
-    async def _judge_and_ask(self, box: GatedBox, question: Question, max_size: int | None) -> bytes:
+    async def _judge_and_ask(self, box: GatedBox, question: Question, max_size: int) -> bytes:
         if question.fault is not Rcode.NOERROR:
             self._record(box, question, Verdict.denied(Reason.QUESTION_INVALID), detail=question.fault.name)
             return write_answer(question, question.fault)
@@ -179,7 +190,7 @@ class DnsServer:
         return write_answer(question, rcode, records=answer.records, ttl=answer.ttl, max_size=max_size)
 
     def _answer_addresses(
-        self, box: GatedBox, question: Question, name: str, answer: Answer, max_size: int | None
+        self, box: GatedBox, question: Question, name: str, answer: Answer, max_size: int
     ) -> bytes:
         addresses = answer.addresses()
         verdict = box.policy.judge_answer(name, addresses)
@@ -222,27 +233,42 @@ class DnsServer:
         )
 
     def _record_limit(self, box: GatedBox) -> None:
-        now = time.monotonic()
-        if now - self._recorded_limit.get(box.id, float("-inf")) < 1:
-            return
-        self._recorded_limit[box.id] = now
-        self._audit(
-            Record(
-                event=Event.DECISION,
-                connection=next_connection(),
-                box=box.id,
-                generation=box.generation,
-                protocol=Protocol.DNS,
-                allowed=False,
-                reason=Reason.LIMIT,
-                detail="too many questions at once; one such record a second",
+        if box.may_record_limit(time.monotonic()):
+            self._audit(
+                Record(
+                    event=Event.DECISION,
+                    connection=next_connection(),
+                    box=box.id,
+                    generation=box.generation,
+                    protocol=Protocol.DNS,
+                    allowed=False,
+                    reason=Reason.LIMIT,
+                    detail="too many questions at once; one such record a second",
+                )
             )
-        )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+class _Visit:
+    """A DNS connection over TCP, on the box's list of live ones."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self, box: GatedBox) -> None:
+        self._box = box
+        box.live.add(self)
+
+    def cut(self, reason: Reason) -> None:
+        self.task.cancel(reason)
+
+    def leave(self, _: asyncio.Task[None]) -> None:
+        self._box.live.discard(self)
+        self._box.dns_connections -= 1
 
 
 def _send(sock: socket.socket, message: bytes, receiver: Any) -> None:

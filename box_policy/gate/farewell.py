@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from box_policy.gate.boxes import GatedBox
 from box_policy.gate.poller import READ
-from box_policy.gate.relay import reset
+from box_policy.gate.relay import reset_on_close
 from box_policy.policy.reasons import Reason
 
 if TYPE_CHECKING:
@@ -69,5 +69,5 @@ class Farewell:
 
     def cut(self, reason: Reason) -> None:
         if not self._done:
+            reset_on_close(self._sock)
             self.overdue()
-            reset(self._sock)

@@ -65,11 +65,10 @@ class Gate:
         self.settings = settings
         self.audit = audit
         self.boxes: dict[str, GatedBox] = {}
+        self.limits = settings.limits.within_descriptors()
         self.resolver = Resolver(NameServers(settings.name_servers))
-        self.dns = DnsServer(self.resolver, audit, settings.limits)
-        self.lane = Lane(
-            resolve=self.resolver.resolve, audit=audit, hand_over=take_http, limits=settings.limits
-        )
+        self.dns = DnsServer(self.resolver, audit, self.limits)
+        self.lane = Lane(resolve=self.resolver.resolve, audit=audit, hand_over=take_http, limits=self.limits)
         self._operator = settings.operator()
         self._served: dict[str, _Served] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -138,6 +137,8 @@ class Gate:
         self.leave(box_id)
         box = self.boxes.pop(box_id, None)
         if box is not None:
+            # Whatever still holds the box, on its way between two states, is denied from now on.
+            box.put_policy(CompiledPolicy(NetworkPolicy.parse("deny-all"), self._operator))
             box.cut_all(Reason.BOX_CLOSED)
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ class HostsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._version: tuple[int, int] | None = None
+        self._version: tuple[int, ...] | None = None
         self._names: dict[str, tuple[Address, ...]] = {}
 
     def addresses(self, name: str) -> tuple[Address, ...]:
@@ -21,18 +21,18 @@ class HostsFile:
             status = self._path.stat()
         except OSError:
             return ()
-        version = (status.st_mtime_ns, status.st_size)
+        version = (status.st_mtime_ns, status.st_size, status.st_ino)
         if version != self._version:
-            self._version = version
-            self._names = self._read()
+            try:
+                self._names = self._read()
+            except OSError:
+                return ()
+            self._version = version  # only of what has been read
         return self._names.get(name, ())
 
     def _read(self) -> dict[str, tuple[Address, ...]]:
         names: dict[str, tuple[Address, ...]] = {}
-        try:
-            text = self._path.read_bytes()
-        except OSError:
-            return names
+        text = self._path.read_bytes()
         for line in text.splitlines():
             fields = line.partition(b"#")[0].split()
             if len(fields) < 2:

@@ -25,12 +25,12 @@ from mitmproxy.proxy.server import ConnectionIO
 from box_policy.audit.sinks import Audit
 from box_policy.gate.boxes import GatedBox
 from box_policy.gate.claim import Claim, HandedOver
-from box_policy.gate.dial import in_dialling_order
-from box_policy.gate.http_layer import GateHttpLayer, HttpWatch
+from box_policy.gate.dial import MAX_TRIED, in_dialling_order
+from box_policy.gate.http_layer import SWITCHING_PROTOCOLS, GateHttpLayer, HttpWatch
 from box_policy.gate.http_request import Refused, error_response, make_forwardable, read_target, recorded_host
 from box_policy.gate.limits import Limits
 from box_policy.gate.own_addresses import address_family
-from box_policy.gate.relay import reset
+from box_policy.gate.relay import reset, reset_on_close
 from box_policy.gate.resolver import Resolver
 from box_policy.policy.addresses import Address
 from box_policy.policy.reasons import Reason
@@ -42,32 +42,42 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SWITCHING_PROTOCOLS: Final = 101
 _READ_SIZE: Final = 65535
 
 
-class GatedReader:
-    """A reader that holds back what the client sends while a request is being judged or dialled for.
+class CountingReader:
+    """A reader that counts."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self.count = 0
+
+    async def read(self, size: int = _READ_SIZE) -> bytes:
+        data = await self._reader.read(size)
+        self.count += len(data)
+        return data
+
+
+class GatedReader(CountingReader):
+    """The client's reader, which holds back what it sends while a request is being judged or dialled for.
 
     The HTTP layer would otherwise collect it without bound. The reader beneath has a bounded buffer, so
     the client itself is held back in the end.
     """
 
     def __init__(self, reader: asyncio.StreamReader, received: bytes) -> None:
-        self._reader = reader
+        super().__init__(reader)
         self._received = received
         self.open = asyncio.Event()
         self.open.set()
-        self.count = 0
 
     async def read(self, size: int = _READ_SIZE) -> bytes:
         await self.open.wait()
         if self._received:
             data, self._received = self._received[:size], self._received[size:]
-        else:
-            data = await self._reader.read(size)
-        self.count += len(data)
-        return data
+            self.count += len(data)
+            return data
+        return await super().read(size)
 
 
 class HttpHandler(ProxyConnectionHandler, HttpWatch):
@@ -98,8 +108,10 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._wants_websocket = False
         self._ended: Reason | None = None
         self._dialled: Address | None = None
+        self._allowed_claim: Claim | None = None  # of the last request that was let through
         self._down = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._writers = [writer]
         self._reader = GatedReader(reader, handed_over.received)
         self.transports[self.client].reader = self._reader  # type: ignore[assignment]
         destination = handed_over.claim.destination
@@ -109,19 +121,24 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     async def handle_client(self) -> None:
         """Serve the connection to its end. Leaves nothing open, whatever happens."""
-        self._box.live.add(self)
         self.timeout_watchdog.timeout = self._limits.http_idle_timeout
         self._start_timer(self._limits.verdict_timeout - (time.monotonic() - self._claim.accepted))
         try:
             await super().handle_client()
+            # Closed by now, but what is buffered may still be on its way to a slow client.
+            async with asyncio.timeout(self._limits.linger):
+                await self._writers[0].wait_closed()
+        except (OSError, TimeoutError):
+            pass
         finally:
             self._stop_timer()
-            self._box.live.discard(self)
             self._abort()
-            if self._dialled is not None:
+            if self._allowed_claim is not None:
                 end = Verdict.denied(self._ended or Reason.CLOSED)
                 self._audit(
-                    self._claim.end(end, dialled=self._dialled, up=self._reader.count, down=self._down)
+                    self._allowed_claim.end(
+                        end, dialled=self._dialled, up=self._reader.count, down=self._down
+                    )
                 )
 
     def cut(self, reason: Reason) -> None:
@@ -129,6 +146,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._ended = self._ended or reason
         self._allowed = []
         self.client.error = reason
+        self._reader.open.set()
         handlers = [io.handler for io in self.transports.values()]
         self._abort()
         for handler in handlers:
@@ -136,12 +154,12 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
                 handler.cancel(reason)
 
     def _abort(self) -> None:
-        for io in self.transports.values():
-            if isinstance(io.writer, asyncio.StreamWriter):
-                sock = io.writer.get_extra_info("socket")
-                if self._ended is not None and sock is not None:
-                    _reset_on_close(sock)
-                io.writer.transport.abort()
+        """Drop every socket that this connection ever had: mitmproxy forgets one before it is closed."""
+        for writer in self._writers:
+            sock = writer.get_extra_info("socket")
+            if self._ended is not None and sock is not None:
+                reset_on_close(sock)
+            writer.transport.abort()
 
     # What the layer tells.
 
@@ -152,10 +170,12 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
     def head_complete(self) -> None:
         self._stop_timer()
 
+    def head_abandoned(self) -> None:
+        self._record(self._claim, Verdict.denied(Reason.CLIENT_GONE), "in the middle of a request head")
+
     def refused_head(self, refused: Refused) -> bytes:
-        response = self._refuse(self._claim, refused, Verdict.denied(refused.reason))
         self._linger()
-        return response
+        return self._refuse(self._claim, refused, Verdict.denied(refused.reason))
 
     def response_for(self, status: int, message: str) -> bytes | None:
         self._linger()
@@ -168,12 +188,19 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             self._ended = reason
         else:
             reason = Reason.HTTP_INVALID
-            self._audit(self._claim.decision(Verdict.denied(reason), detail=message))
+            self._record(self._claim, Verdict.denied(reason), message)
         return error_response(status, reason, host=self._name or None, generation=self._box.generation)
 
     # Judging.
 
     async def handle_hook(self, hook: commands.StartHook) -> None:
+        try:
+            await self._handle_hook(hook)
+        except Exception:
+            log.exception("an HTTP connection failed in the gate and is closed")
+            self.cut(Reason.INTERNAL_ERROR)
+
+    async def _handle_hook(self, hook: commands.StartHook) -> None:
         if isinstance(hook, HttpRequestHeadersHook):
             self._reader.open.clear()  # until there is a way to send what follows
             await super().handle_hook(hook)
@@ -194,7 +221,10 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         """Let the flow go on to judged addresses, or kill it with an answer. Comes after every addon."""
         claim = dataclasses.replace(self._claim)
         verdict = Verdict.denied(Reason.INTERNAL_ERROR)
+        self._box.pending += 1
         try:
+            if self._box.pending > self._limits.pending:
+                raise Refused(403, Reason.LIMIT)
             target = read_target(flow.request, self._claim.destination)
             claim.name, claim.name_as_sent = target.name, target.as_sent
             verdict = claim.box.policy.judge_name(target.name)
@@ -217,12 +247,16 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         except Exception:
             log.exception("a request failed in the gate and is refused")
             self._kill(flow, error_response(502, Reason.INTERNAL_ERROR))
+        finally:
+            self._box.pending -= 1
 
     def _let_through(self, flow: http.HTTPFlow, claim: Claim, verdict: Verdict) -> None:
         addresses = in_dialling_order(verdict.addresses, claim.destination.address)
         port = claim.destination.port
         chosen = next((address for address in addresses if self._upstream(address, port)), addresses[0])
         self._audit(claim.decision(verdict, dialled=chosen))
+        self._allowed_claim = claim
+        self._dialled = chosen
         self._allowed = addresses
         self._generation = claim.box.generation
         self._name = claim.name or ""
@@ -236,7 +270,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
     def _refuse(self, claim: Claim, refused: Refused, verdict: Verdict) -> bytes:
         if refused.host is not None:
             claim = dataclasses.replace(claim, name_as_sent=refused.host)
-        self._audit(claim.decision(verdict, detail=refused.detail))
+        self._record(claim, verdict, refused.detail)
         return error_response(
             refused.status,
             refused.reason,
@@ -244,6 +278,13 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             rule=verdict.rule,
             generation=claim.box.generation,
         )
+
+    def _record(self, claim: Claim, verdict: Verdict, detail: str = "") -> None:
+        """Record a denial. It stands, and has to be answered, even if it can't be recorded."""
+        try:
+            self._audit(claim.decision(verdict, detail=detail))
+        except Exception:
+            log.exception("a denial could not be recorded")
 
     def _kill(self, flow: http.HTTPFlow, response: bytes) -> None:
         self._refusal = response
@@ -258,7 +299,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         if response is None:
             return
         response.stream = True
-        if response.status_code == _SWITCHING_PROTOCOLS and not (
+        if response.status_code == SWITCHING_PROTOCOLS and not (
             self._wants_websocket and response.headers.get("upgrade", "").lower() == "websocket"
         ):
             self._kill(flow, error_response(502, Reason.HTTP_NOT_SUPPORTED, host=self._name))
@@ -299,7 +340,8 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         server.state = ConnectionState.OPEN
         server.peername = writer.get_extra_info("peername")
         server.sockname = writer.get_extra_info("sockname")
-        upstream = GatedReader(reader, b"")
+        self._writers.append(writer)
+        upstream = CountingReader(reader)
         self.transports[server] = ConnectionIO(asyncio.current_task(), upstream, writer)  # type: ignore[arg-type]
         await self.handle_hook(server_hooks.ServerConnectedHook(hook))
         await self.server_event(events.OpenConnectionCompleted(command, None))
@@ -313,13 +355,17 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
     async def _dial(self, server: Server) -> tuple[socket.socket | None, str]:
         """Connect to the address that the layer asks for, or another of the same verdict."""
         wanted, port = (server.address or ("", 0))[:2]
-        addresses = sorted(self._allowed, key=lambda address: str(address) != wanted)
+        addresses = sorted(self._allowed, key=lambda address: str(address) != wanted)[:MAX_TRIED]
         if not addresses or str(addresses[0]) != wanted or port != self._claim.destination.port:
             return None, "no verdict"
         error = ""
         server.timestamp_start = time.time()
         for address in addresses:
-            sock = socket.socket(address_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                sock = socket.socket(address_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as failure:
+                error = f"{address}: {failure.strerror}"
+                continue
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 async with asyncio.timeout(self._limits.connect_timeout):
@@ -340,7 +386,6 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
                 server.address = (str(address), port)
                 self._dialled = address
                 return sock, ""
-        self._dialled = self._dialled or addresses[-1]
         return None, error
 
     def _still_allowed(self, address: Address) -> bool:
@@ -367,14 +412,5 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             self._timer = None
 
     def _overdue(self) -> None:
-        try:
-            self._audit(self._claim.decision(Verdict.denied(Reason.TIMEOUT)))
-        finally:
-            self.cut(Reason.TIMEOUT)
-
-
-def _reset_on_close(sock: socket.socket) -> None:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-    except OSError:
-        pass
+        self._record(self._claim, Verdict.denied(Reason.TIMEOUT))
+        self.cut(Reason.TIMEOUT)

@@ -8,7 +8,9 @@ from box_policy.audit.sinks import Audit
 from box_policy.gate.claim import HandedOver
 from box_policy.gate.http import HttpHandler
 from box_policy.gate.limits import Limits
+from box_policy.gate.relay import reset
 from box_policy.gate.resolver import Resolver
+from box_policy.policy.reasons import Reason
 
 if TYPE_CHECKING:
     from mitmproxy.master import Master
@@ -27,10 +29,12 @@ class HttpDoor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, master: "Master", mode: "ProxyMode", handed_over: HandedOver) -> None:
-        """Serve a connection in a task of its own."""
-        task = asyncio.get_running_loop().create_task(self._serve(master, mode, handed_over))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Serve a connection in a task of its own. From now on the box's list of live ones has it."""
+        visit = _Visit(handed_over)
+        visit.task = asyncio.get_running_loop().create_task(self._serve(master, mode, visit))
+        self._tasks.add(visit.task)
+        visit.task.add_done_callback(visit.leave)
+        visit.task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """Wait for connections that have been cut."""
@@ -38,26 +42,41 @@ class HttpDoor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self, master: "Master", mode: "ProxyMode", handed_over: HandedOver) -> None:
+    async def _serve(self, master: "Master", mode: "ProxyMode", visit: "_Visit") -> None:
+        writer: asyncio.StreamWriter | None = None
         try:
-            reader, writer = await asyncio.open_connection(sock=handed_over.sock)
-        except OSError:
-            handed_over.sock.close()
-            return
-        try:
-            handler = HttpHandler(
-                master, mode, handed_over, reader, writer,
+            reader, writer = await asyncio.open_connection(sock=visit.handed_over.sock)
+            visit.handler = handler = HttpHandler(
+                master, mode, visit.handed_over, reader, writer,
                 resolver=self._resolver, audit=self._audit, limits=self._limits,
             )  # fmt: skip
             manager = master.addons.get("proxyserver")
             with manager.register_connection(handler.client.id, handler):
                 await handler.handle_client()
-            # Closed by now, but what is buffered may still be on its way to a slow client.
-            async with asyncio.timeout(self._limits.http_idle_timeout):
-                await writer.wait_closed()
-        except (OSError, TimeoutError):
-            pass
         except Exception:
             log.exception("an HTTP connection failed in the gate and is closed")
         finally:
-            writer.transport.abort()
+            if writer is not None:
+                writer.transport.abort()
+            else:
+                reset(visit.handed_over.sock)
+
+
+class _Visit:
+    """A connection from hand-over until nothing of it is left."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self, handed_over: HandedOver) -> None:
+        self.handed_over = handed_over
+        self.handler: HttpHandler | None = None
+        handed_over.claim.box.live.add(self)
+
+    def cut(self, reason: Reason) -> None:
+        if self.handler is not None:
+            self.handler.cut(reason)
+        else:
+            self.task.cancel(reason)
+
+    def leave(self, _: asyncio.Task[None]) -> None:
+        self.handed_over.claim.box.live.discard(self)

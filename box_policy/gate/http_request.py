@@ -20,6 +20,7 @@ _HOST: Final = re.compile(rb"(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?")  # RFC 9110 
 _NOT_IN_A_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 section 5.5
 _TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
 _VERSIONS: Final = (b"HTTP/1.0", b"HTTP/1.1")
+_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 9.1
 _REFUSED_METHODS: Final = (b"CONNECT", b"PRI")
 
 
@@ -56,6 +57,8 @@ def read_request(lines: list[bytes]) -> Request:
     data = request.data
     if data.http_version not in _VERSIONS:
         raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "HTTP version")
+    if not _METHOD.fullmatch(data.method):
+        raise Refused(400, Reason.HTTP_INVALID, "method")
     if data.method.upper() in _REFUSED_METHODS:
         raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "method")
     if data.scheme not in (b"", b"http"):

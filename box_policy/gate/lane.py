@@ -8,7 +8,6 @@ A connection goes through four states, each an object of its own:
 :class:`~box_policy.gate.dial.Dial` and a relayed pair, or a :class:`~box_policy.gate.farewell.Farewell`.
 """
 
-import errno
 import logging
 import socket
 import time
@@ -22,7 +21,7 @@ from box_policy.gate.arrival import Arrival
 from box_policy.gate.boxes import GatedBox
 from box_policy.gate.claim import HandedOver
 from box_policy.gate.destination import Destination
-from box_policy.gate.limits import Limits
+from box_policy.gate.limits import OUT_OF_RESOURCES, Limits
 from box_policy.gate.poller import QUIET, READ, Poller
 from box_policy.gate.relay import Relay, reset
 from box_policy.gate.resolution import Resolution
@@ -46,6 +45,9 @@ class Mortal(Protocol):
 
     def failed(self, error: Exception) -> None:
         """End it; must not raise."""
+
+    def cut(self, reason: Reason) -> None:
+        """End it at once."""
 
 
 class Deadlines:
@@ -119,7 +121,14 @@ class Lane:
     def adopt(
         self, sock: socket.socket, received: bytes, box: GatedBox, destination: Destination | None = None
     ) -> None:
-        """Take over an accepted connection, with what was read from it. It is judged like any other."""
+        """Take over an accepted connection, with what was read from it. It is judged like any other.
+
+        At one of the box's caps it is reset instead.
+        """
+        if len(box.live) >= self.limits.connections or box.pending >= self.limits.pending:
+            reset(sock)
+            self._record_limit(box)
+            return
         try:
             sock.setblocking(False)
             arrival = Arrival(self, sock, box, destination)
@@ -149,13 +158,28 @@ class Lane:
             self._next_idle_sweep = now + min(IDLE_SWEEP, self.limits.idle_timeout / 4)
             self.relay.close_idle(now - self.limits.idle_timeout)
 
+    def _record_limit(self, box: GatedBox) -> None:
+        if box.may_record_limit(time.monotonic()):
+            self.audit(
+                Record(
+                    event=Event.DECISION,
+                    connection=next_connection(),
+                    box=box.id,
+                    generation=box.generation,
+                    protocol=records.Protocol.TCP,
+                    allowed=False,
+                    reason=Reason.LIMIT,
+                    detail="too many connections at once; one such record a second",
+                )
+            )
+
     def close(self) -> None:
         """Forget every listener and reset every connection. Listening sockets stay their owner's."""
         for sock in list(self._listeners):
             self.forget(sock)
         for deadlines in (self.arriving, self.connecting, self.leaving):
             for mortal in deadlines:
-                mortal.overdue()
+                mortal.cut(Reason.BOX_CLOSED)
         self.relay.close()
         self.poller.close()
 
@@ -168,25 +192,18 @@ class Listener:
         self._sock = sock
         self._box = box
         self._paused = False
-        self._recorded_limit = 0.0
 
     def ready(self, events: int) -> None:
-        limits = self._lane.limits
-        box = self._box
         for _ in range(ACCEPTS_A_TURN):
             try:
                 sock, _ = self._sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if error.errno in OUT_OF_RESOURCES:
                     self.failed(error)
                 return  # anything else was the one connection's own trouble
-            if len(box.live) >= limits.connections or box.pending >= limits.pending:
-                reset(sock)
-                self._record_limit()
-            else:
-                self._lane.adopt(sock, b"", box)
+            self._lane.adopt(sock, b"", self._box)
 
     def failed(self, error: Exception) -> None:
         """Out of descriptors or memory: connections wait in the backlog until the next sweep."""
@@ -198,21 +215,3 @@ class Listener:
         if self._paused:
             self._paused = False
             self._lane.poller.modify(self._sock.fileno(), READ)
-
-    def _record_limit(self) -> None:
-        now = time.monotonic()
-        if now - self._recorded_limit < 1:
-            return
-        self._recorded_limit = now
-        self._lane.audit(
-            Record(
-                event=Event.DECISION,
-                connection=next_connection(),
-                box=self._box.id,
-                generation=self._box.generation,
-                protocol=records.Protocol.TCP,
-                allowed=False,
-                reason=Reason.LIMIT,
-                detail="too many connections at once; one such record a second",
-            )
-        )

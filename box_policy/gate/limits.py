@@ -1,6 +1,16 @@
 """What a box may cost before, and after, a verdict."""
 
-from dataclasses import dataclass
+import errno
+import resource
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+OUT_OF_RESOURCES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of accept(2) that pass when something else is closed."""
+
+_DESCRIPTORS_A_CONNECTION: Final = 6
+"""Two sockets, and a pipe for each direction that is held up."""
+_RESERVED_DESCRIPTORS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +37,11 @@ class Limits:
     dns_connections: int = 64
     """DNS connections over TCP at once."""
     dns_idle_timeout: float = 10
+
+    def within_descriptors(self) -> Self:
+        """The same, with no more connections than this process has descriptors for. Raises the process's
+        soft limit to the hard one first."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        most = max(1, (hard - _RESERVED_DESCRIPTORS) // _DESCRIPTORS_A_CONNECTION)
+        return replace(self, connections=min(self.connections, most), pending=min(self.pending, most))

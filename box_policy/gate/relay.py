@@ -23,12 +23,17 @@ _SPLICE_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
-def reset(sock: socket.socket) -> None:
-    """Close with RST: nothing that is still queued, in either direction, is delivered."""
+def reset_on_close(sock: socket.socket) -> None:
+    """Have it end with RST, whoever closes it: nothing still queued, in either direction, is delivered."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     except OSError:
-        pass  # already broken: closing is all that is left to do
+        pass  # already broken, or closed
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST."""
+    reset_on_close(sock)
     sock.close()
 
 
@@ -211,15 +216,24 @@ class Relay:
             direction.bulk = True
 
     def _splice(self, direction: Direction) -> None:
-        pipe = self._take_pipe()
+        """Only ``recv`` tells the end of the stream. At a TCP urgent mark splice moves nothing, for ever,
+        or says that the stream has ended; reading takes the stream past the mark."""
+        try:
+            pipe = self._take_pipe()
+        except OSError:
+            self._copy(direction)  # no descriptors left: it takes longer, that is all
+            return
         try:
             count = os.splice(direction.source.fileno(), pipe[1], PIPE, flags=_SPLICE_FLAGS)
+        except BlockingIOError:
+            count = 0
         except OSError:
-            self._pipes.append(pipe)  # nothing went in
+            self._give_back(pipe)  # nothing went in
             raise
         if count == 0:
             self._give_back(pipe)
-            self._spend(direction)
+            direction.bulk = False
+            self._copy(direction)
             return
         direction.carried += count
         direction.pipe = pipe

@@ -35,7 +35,11 @@ _UDP_SIZE: Final = 1232  # no fragments on any usual path (DNS flag day 2020)
 _MAX_TTL: Final = 300
 _MIN_TTL: Final = 1
 _NEGATIVE_TTL: Final = 5
-_MAX_CACHED: Final = 20_000
+_MAX_CACHED: Final = 10_000
+_MAX_CACHED_SIZE: Final = 4096
+"""Bytes of an answer's records; larger ones are asked for again each time."""
+_MAX_ASKING: Final = 200
+"""Questions upstream at once; further ones wait. Each has a socket of its own."""
 _MAX_RECORDS: Final = 64
 _RESOLV_CONF_CHECK: Final = 5.0
 _DNS_PORT: Final = 53
@@ -64,7 +68,7 @@ class NameServers:
         self._given = tuple(servers)
         self._path = resolv_conf
         self._found: tuple[str, ...] = ()
-        self._version: int | None = None
+        self._version: tuple[int, ...] | None = None
         self._checked = float("-inf")
 
     def current(self) -> tuple[str, ...]:
@@ -75,13 +79,15 @@ class NameServers:
         if now - self._checked >= _RESOLV_CONF_CHECK:
             self._checked = now
             try:
-                version = self._path.stat().st_mtime_ns
+                status = self._path.stat()
+                version = (status.st_mtime_ns, status.st_size, status.st_ino)
                 if version != self._version:
-                    self._version = version
                     self._found = self._read()
+                    self._version = version  # only of what has been read
             except OSError as error:
                 log.warning("no name servers: %s", error)
                 self._found = ()
+                self._version = None
         return self._found
 
     def _read(self) -> tuple[str, ...]:
@@ -109,6 +115,7 @@ class Resolver:
         self._cache: OrderedDict[tuple[str, int], tuple[float, Answer]] = OrderedDict()
         self._asking: dict[tuple[str, int], asyncio.Task[Answer]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(_MAX_ASKING)
 
     def resolve(self, name: str, done: Callable[[Resolution], None]) -> None:
         """Find a canonical name's addresses of both families; ``done`` is called once, maybe at once."""
@@ -163,7 +170,7 @@ class Resolver:
 
     async def _ask_and_keep(self, key: tuple[str, int]) -> Answer:
         try:
-            async with asyncio.timeout(_TOTAL_TIMEOUT):
+            async with asyncio.timeout(_TOTAL_TIMEOUT), self._turns:
                 answer = await self._ask_upstream(*key)
         except TimeoutError:
             answer = Answer(dns.rcode.SERVFAIL, error="no name server answered in time")
@@ -172,7 +179,7 @@ class Resolver:
             answer = Answer(dns.rcode.SERVFAIL, error=type(error).__name__)
         finally:
             self._asking.pop(key, None)
-        if not answer.error:
+        if not answer.error and sum(len(data) for _, data in answer.records) <= _MAX_CACHED_SIZE:
             self._cache[key] = (time.monotonic() + max(_MIN_TTL, answer.ttl), answer)
             while len(self._cache) > _MAX_CACHED:
                 self._cache.popitem(last=False)

@@ -74,5 +74,28 @@ def test_a_sink_that_fails_is_not_ignored() -> None:
 
 def test_the_console_says_who_wanted_what_and_why() -> None:
     stream = io.StringIO()
-    Console(stream)(record(name="evil.test", claimed_address="51.81.66.66", claimed_port=443))
+    console = Console(stream)
+    console(record(name="evil.test", claimed_address="51.81.66.66", claimed_port=443))
+    console.close()
     assert stream.getvalue() == "deny  b tls evil.test:443 (name_not_allowed)\n"
+
+
+def test_a_log_that_fails_for_a_while_goes_on_and_says_what_is_missing() -> None:
+    class Disk(io.StringIO):
+        full = True
+
+        def write(self, text: str) -> int:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            return super().write(text)
+
+    disk = Disk()
+    console = Console(disk)
+    console(record(name="one.test"))
+    while console.lost == 0:
+        pass
+    disk.full = False
+    console(record(name="two.test"))
+    console.close()
+    assert "(1 decisions not shown)" in disk.getvalue()
+    assert "two.test" in disk.getvalue()
