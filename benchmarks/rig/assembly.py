@@ -42,6 +42,8 @@ class Phase:
     """The same of the box and the origin, or of the busier one if each has its own CPU."""
     others_busy: float
     """The share of those CPUs that programs outside the rig have used."""
+    sent_again: int
+    """TCP segments, in all three namespaces."""
 
 
 class Rig:
@@ -83,12 +85,14 @@ class Rig:
     def measure(self, proxy: int | None, order: str, **arguments: Any) -> Phase:
         """The same, with what it costs; ``proxy`` is the process id of the one under test."""
         programs = [proxy, self._box.pid, self._origin.pid]
-        pinned = sorted({self.cpus.proxy, self.cpus.box, self.cpus.origin} - {None}, key=str)
+        pinned = {cpu for cpu in (self.cpus.proxy, self.cpus.box, self.cpus.origin) if cpu is not None}
+        watched = sorted(pinned or os.sched_getaffinity(0))
 
         def used() -> tuple[list[float], list[float], float]:
             own = [cpu_seconds(pid) if pid is not None else 0.0 for pid in programs]
-            return own, [busy_seconds(cpu) for cpu in pinned if cpu is not None], time.monotonic()
+            return own, [busy_seconds(cpu) for cpu in watched], time.monotonic()
 
+        sent_again = self._sent_again()
         own, busy, started = used()
         answer = self.order(order, **arguments)
         own_after, busy_after, ended = used()
@@ -102,13 +106,13 @@ class Rig:
             generator=by_box + by_origin,
             proxy_busy=None if proxy is None else by_proxy / wall,
             generator_busy=(by_box + by_origin if shared else max(by_box, by_origin)) / wall,
-            others_busy=max(0.0, total - by_proxy - by_box - by_origin) / wall / max(1, len(pinned)),
+            others_busy=max(0.0, total - by_proxy - by_box - by_origin) / wall / len(watched),
+            sent_again=self._sent_again() - sent_again,
         )
 
-    def retransmitted(self) -> int:
-        """TCP segments sent again so far, in all three namespaces."""
+    def _sent_again(self) -> int:
         return sum(
-            _retransmitted(Path(f"/proc/{pid}/net/snmp").read_text())
+            _sent_again(Path(f"/proc/{pid}/net/snmp").read_text())
             for pid in (os.getpid(), self._box.pid, self._origin.pid)
         )
 
@@ -118,6 +122,6 @@ def _expect(program: Program, line: bytes) -> None:
         raise BenchmarkError(f"{program.name} does not start")
 
 
-def _retransmitted(snmp: str) -> int:
+def _sent_again(snmp: str) -> int:
     names, values = (line.split() for line in snmp.splitlines() if line.startswith("Tcp:"))
     return int(dict(zip(names, values, strict=True))["RetransSegs"])

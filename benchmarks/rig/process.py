@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from typing import IO, Any, Final, NamedTuple, Self
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+_DESCRIPTORS: Final = 8192
+"""Two an idle connection, and some to spare; 1024 is what a login shell allows."""
 _PATIENCE: Final = 10.0
 """Seconds that a program gets to answer, and to end."""
 
@@ -97,6 +100,8 @@ def _prepared(cpu: int | None) -> Callable[[], None]:
 
     def prepare() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_DESCRIPTORS, hard), hard))
         if cpu is not None:
             os.sched_setaffinity(0, [cpu])
 

@@ -11,6 +11,7 @@ from box_policy.gate.limits import Limits
 from box_policy.gate.relay import reset
 from box_policy.gate.resolver import Resolver
 from box_policy.policy.reasons import Reason
+from box_policy.policy.rules import Verdict
 
 if TYPE_CHECKING:
     from mitmproxy.master import Master
@@ -30,7 +31,7 @@ class HttpDoor:
 
     def take(self, master: "Master", mode: "ProxyMode", handed_over: HandedOver) -> None:
         """Serve a connection in a task of its own. From now on the box's list of live ones has it."""
-        visit = _Visit(handed_over)
+        visit = _Visit(handed_over, self._audit)
         visit.task = asyncio.get_running_loop().create_task(self._serve(master, mode, visit))
         self._tasks.add(visit.task)
         visit.task.add_done_callback(visit.leave)
@@ -58,8 +59,6 @@ class HttpDoor:
         finally:
             if writer is not None:
                 writer.transport.abort()
-            else:
-                reset(visit.handed_over.sock)
 
 
 class _Visit:
@@ -67,16 +66,20 @@ class _Visit:
 
     task: asyncio.Task[None]
 
-    def __init__(self, handed_over: HandedOver) -> None:
+    def __init__(self, handed_over: HandedOver, audit: Audit) -> None:
         self.handed_over = handed_over
         self.handler: HttpHandler | None = None
+        self._audit = audit
         handed_over.claim.box.live.add(self)
 
     def cut(self, reason: Reason) -> None:
         if self.handler is not None:
             self.handler.cut(reason)
-        else:
-            self.task.cancel(reason)
+        elif self.task.cancel(reason):
+            self._audit(self.handed_over.claim.decision(Verdict.denied(reason)))
 
     def leave(self, _: asyncio.Task[None]) -> None:
         self.handed_over.claim.box.live.discard(self)
+        if self.handler is None:
+            # The task may have been cancelled before it could begin, and so before it owned the socket.
+            reset(self.handed_over.sock)

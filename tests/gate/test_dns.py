@@ -1,6 +1,7 @@
 """DNS: what a box may ask, what it is told, and what reaches the name servers."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 
@@ -212,6 +213,36 @@ class TestBounds:
         await gate.lab.expect_async(lambda: gate.lab.dns.questions)
         gate.put_policy("deny-all")
         assert (await asking).header.rcode == dnslib.RCODE.REFUSED
+
+    async def test_a_client_that_never_reads_is_let_go(self, make_gate: MakeGate, lab: Lab) -> None:
+        gate = make_gate(limits=Limits(dns_idle_timeout=1, dns_connections=2))
+        asker = Asker(gate)
+        lab.dns.set("long.wild.test", A=[f"51.81.10.{number}" for number in range(60)])
+        question = dnslib.DNSRecord.question("long.wild.test").pack()
+        message = len(question).to_bytes(2) + question
+        box = gate.embedded.gate.boxes[BOX]
+        loop = asyncio.get_running_loop()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, asker.tcp_address)
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(10):
+                    while True:
+                        await loop.sock_sendall(sock, message * 100)
+        assert (box.dns_connections, len(box.live)) == (0, 0)
+
+    async def test_a_dropped_box_asks_nothing_more(self, asker: Asker, gate: GateUnderTest, lab: Lab) -> None:
+        reader, writer = await asyncio.open_connection(*asker.tcp_address)
+        question = dnslib.DNSRecord.question("allowed.test").pack()
+        writer.write(len(question).to_bytes(2) + question)
+        await reader.readexactly(2)
+        gate.embedded.gate.drop(BOX)
+        secret = dnslib.DNSRecord.question("secret.wild.test").pack()
+        writer.write(len(secret).to_bytes(2) + secret)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        assert [question.name for question in lab.dns.questions] == ["allowed.test"]
 
     async def test_an_error_in_the_gate_is_a_refusal(
         self, asker: Asker, lab: Lab, monkeypatch: pytest.MonkeyPatch

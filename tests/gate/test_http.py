@@ -1,6 +1,7 @@
 """Plain HTTP: each request judged by its own Host; what the origin sees is what was judged."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -253,6 +254,25 @@ class TestDenied:
         assert (await error_of(client, 431))["reason"] == "http_invalid"
         assert lab.packets() == []
 
+    @pytest.mark.parametrize(
+        "start", [b"2;", b"0000000000", b"0\r\nX: "], ids=["extension", "size", "trailer"]
+    )
+    async def test_framing_without_end(self, gate: GateUnderTest, start: bytes) -> None:
+        client = await gate.claim(plan.ALLOWED4, 80)
+        head = request("allowed.test", line="POST /echo HTTP/1.1", extra="Transfer-Encoding: chunked\r\n")
+        await client.send(head + start)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                await client.send(b"0" * 2000)
+        got, _ = await client.read_response()
+        assert got == 400
+
+    async def test_request_trailers_are_left_out(self, gate: GateUnderTest, lab: Lab) -> None:
+        client = await gate.claim(plan.ALLOWED4, 80)
+        head = request("allowed.test", line="POST /echo HTTP/1.1", extra="Transfer-Encoding: chunked\r\n")
+        await client.send(head + b"2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n")
+        assert await client.read_response() == (200, b"hi")
+
     async def test_a_head_that_takes_too_long(self, make_gate: MakeGate, lab: Lab) -> None:
         gate = make_gate(limits=Limits(verdict_timeout=0.5))
         client = await gate.claim(SHARED, 80)
@@ -301,6 +321,40 @@ class TestEnds:
         await lab.expect_async(lab.requests)
         gate.embedded.gate.drop("b")
         assert await client.is_reset()
+        await lab.expect_async(lambda: [c for c in lab.connections(plan.ALLOWED4) if c.closed])
+
+    @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5])
+    async def test_the_box_goes_away_while_the_connection_is_handed_over(
+        self, gate: GateUnderTest, lab: Lab, turns: int
+    ) -> None:
+        client = await gate.claim(plan.ALLOWED4, 80)
+        await client.send(request("allowed.test"))
+        gate.embedded.gate.lane.run_ready()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        gate.embedded.gate.drop("b")
+        await client.is_reset()
+        assert lab.requests() == []
+
+    async def test_when_a_denial_can_not_be_recorded(self, gate: GateUnderTest, lab: Lab) -> None:
+        def broken(_: object) -> None:
+            raise RuntimeError("the disk is on fire")
+
+        gate.embedded.gate.audit.add(broken)
+        for host, status in (("evil.test", 403), ("evil.test\t", 403), ("a b", 400), ("allowed.test", 502)):
+            client = await gate.claim(plan.ALLOWED4, 80)
+            await client.send(request(host))
+            assert (await client.read_response())[0] == status
+        assert lab.requests() == []
+
+    async def test_sockets_do_not_outlive_the_connection(self, gate: GateUnderTest, lab: Lab) -> None:
+        client = await gate.claim(plan.ALLOWED4, 80)
+        await client.send(request("allowed.test", line="GET /bytes/100000000 HTTP/1.1"))
+        await lab.expect_async(lab.requests)
+        client.writer.transport.abort()
+        async with asyncio.timeout(10):
+            while gate.embedded.gate.boxes["b"].live:
+                await asyncio.sleep(0.01)
         await lab.expect_async(lambda: [c for c in lab.connections(plan.ALLOWED4) if c.closed])
 
     async def test_when_the_policy_raises(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 import socket
 import ssl
 
@@ -353,6 +354,16 @@ class TestRelay:
             while pair.down.carried < 200_000_000:
                 await client.reader.read(1 << 20)
 
+    async def test_urgent_data_neither_stops_nor_truncates_the_rest(self, gate: GateUnderTest) -> None:
+        client = await gate.claim(plan.CIDR4, plan.ECHO_PORT)
+        reading = asyncio.create_task(client.read())
+        await client.send(bytes(1_000_000))
+        with socket.socket(fileno=os.dup(client.writer.get_extra_info("socket").fileno())) as sock:
+            sock.send(b"!", socket.MSG_OOB)
+        await client.send(bytes(4_000))
+        client.end()
+        assert len(await reading) in (1_004_000, 1_004_001)  # the urgent byte itself may be left out
+
     async def test_an_idle_connection_is_ended(self, make_gate: MakeGate) -> None:
         gate = make_gate(limits=Limits(idle_timeout=0.4))
         client = await gate.claim(plan.CIDR4, plan.ECHO_PORT)
@@ -383,6 +394,26 @@ class TestRelay:
         assert {record.reason for record in gate.records} == {Reason.SPECIAL_ADDRESS}
         assert gate.embedded.gate.boxes["b"].pending == 0
         assert not gate.embedded.gate.boxes["b"].live
+
+
+class TestCaps:
+    async def test_a_box_has_only_so_many_connections_without_a_verdict(self, make_gate: MakeGate) -> None:
+        gate = make_gate(limits=Limits(pending=3))
+        clients = [await gate.claim(plan.ALLOWED4, 443) for _ in range(6)]
+        assert [await client.is_reset() for client in clients[3:]] == [True] * 3
+        assert [record.reason for record in gate.records] == [Reason.LIMIT]
+        clients[0].writer.close()
+        await gate.record(lambda record: record.reason is Reason.CLIENT_GONE)
+        await (await gate.claim(plan.ALLOWED4, 443)).send(client_hello())
+        await gate.record(lambda record: record.allowed)
+
+    async def test_and_only_so_many_connections(self, make_gate: MakeGate) -> None:
+        gate = make_gate(limits=Limits(connections=2))
+        clients = [await gate.claim(plan.CIDR4, plan.ECHO_PORT) for _ in range(3)]
+        assert await clients[2].is_reset()
+        await clients[0].send(b"x")
+        async with asyncio.timeout(5):
+            assert await clients[0].reader.read(1) == b"x"
 
 
 class TestJudgedAgain:
