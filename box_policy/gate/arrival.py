@@ -67,7 +67,7 @@ class Arrival:
             self._deny(verdict)
         else:
             self._hello = ClientHelloReader()
-            self._lane.poller.register(self._sock.fileno(), READ, self)
+            self._lane.poller.watch(self._sock.fileno(), READ, self)
             if received:
                 self._take(received)
 
@@ -135,8 +135,9 @@ class Arrival:
             self._deny(verdict)
             return
         self._resolving = True
-        self._lane.poller.modify(self._sock.fileno(), QUIET)
         self._lane.resolve(claim.name, self._resolved)
+        if not self._done:
+            self._lane.poller.watch(self._sock.fileno(), QUIET, self)
 
     def _resolved(self, resolution: Resolution) -> None:
         """Called by the resolver, so whatever goes wrong has to end here."""
@@ -162,7 +163,7 @@ class Arrival:
     def _dial(self, verdict: Verdict, received: bytes) -> None:
         dial = Dial(self._lane, self._sock, self._claim, verdict, received)
         self._lane.audit(self._claim.decision(verdict, dialled=dial.first))
-        self._leave()
+        self._leave(watched=True)
         dial.begin()
 
     def _hand_over(self, received: bytes) -> None:
@@ -192,9 +193,11 @@ class Arrival:
         except Exception:
             log.exception("a denial could not be recorded")
 
-    def _leave(self) -> None:
+    def _leave(self, *, watched: bool = False) -> None:
+        """Leave every register; but that of the poller if the next owner takes it over."""
         self._done = True
-        self._lane.poller.unregister(self._sock.fileno())
+        if not watched:
+            self._lane.poller.unregister(self._sock.fileno())
         self._lane.arriving.stop(self)
         self._claim.box.live.discard(self)
         self._claim.box.pending -= 1

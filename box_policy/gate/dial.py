@@ -56,7 +56,7 @@ class Dial:
         """Never raises: nobody else owns the sockets any more."""
         self._claim.box.live.add(self)
         try:
-            self._lane.poller.register(self._client.fileno(), QUIET, self._watcher)
+            self._lane.poller.watch(self._client.fileno(), QUIET, self._watcher)
             self._next()
         except Exception as error:
             log.exception("a connection failed in the gate and is closed")
@@ -98,7 +98,7 @@ class Dial:
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             code = server.connect_ex((str(self.target), self._claim.destination.port))
             if code in (0, errno.EINPROGRESS):
-                self._lane.poller.register(server.fileno(), WRITE, self)
+                self._lane.poller.watch(server.fileno(), WRITE, self)
                 self._lane.connecting.start(self, self._lane.poller.now)
                 return
             self._error = f"{self.target}: {os.strerror(code)}"
@@ -122,12 +122,13 @@ class Dial:
         if claim.box.generation != self._generation and not self._judge_again().allowed:
             self.cut(Reason.POLICY_CHANGED)
             return
-        self._leave()
+        self._leave(watched=True)
         try:
             relayed = Relayed(self._lane, claim, self.target)
             relayed.begin(self._client, server, self._received)
         except OSError as error:
             self._error = f"{self.target}: {error.strerror}"
+            self._unwatch()
             server.close()
             self._fail()
 
@@ -147,14 +148,19 @@ class Dial:
             reset(self._client)
         self._record_end(Reason.UPSTREAM_FAILED)
 
-    def _leave(self) -> bool:
-        """Leave every register. False if that was done before."""
-        if self._done:
-            return False
-        self._done = True
+    def _unwatch(self) -> None:
         self._lane.poller.unregister(self._client.fileno())
         if self._server is not None:
             self._lane.poller.unregister(self._server.fileno())
+
+    def _leave(self, *, watched: bool = False) -> bool:
+        """Leave every register; but that of the poller if the next owner takes it over. False if that was
+        done before."""
+        if self._done:
+            return False
+        self._done = True
+        if not watched:
+            self._unwatch()
         self._lane.connecting.stop(self)
         self._claim.box.live.discard(self)
         return True

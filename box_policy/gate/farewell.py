@@ -42,7 +42,7 @@ class Farewell:
         except OSError:
             self.overdue()
         else:
-            self._lane.poller.register(self._sock.fileno(), READ, self)
+            self._lane.poller.watch(self._sock.fileno(), READ, self)
 
     def ready(self, events: int) -> None:
         try:

@@ -1,10 +1,15 @@
 """The host's own table of names (hosts(5))."""
 
+import time
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Final
 
 from box_policy.policy.addresses import Address
 from box_policy.policy.domains import name_from_wire
+
+_CHECK_INTERVAL: Final = 1.0
+"""Seconds between two looks for a change."""
 
 
 class HostsFile:
@@ -14,21 +19,31 @@ class HostsFile:
         self._path = path
         self._version: tuple[int, ...] | None = None
         self._names: dict[str, tuple[Address, ...]] = {}
+        self._checked = float("-inf")
 
     def addresses(self, name: str) -> tuple[Address, ...]:
         """The addresses of a canonical name; empty if the file has none, or can't be read."""
+        now = time.monotonic()
+        if now - self._checked >= _CHECK_INTERVAL:
+            self._checked = now
+            self._check()
+        return self._names.get(name, ())
+
+    def _check(self) -> None:
         try:
             status = self._path.stat()
         except OSError:
-            return ()
+            self._names = {}
+            self._version = None
+            return
         version = (status.st_mtime_ns, status.st_size, status.st_ino)
         if version != self._version:
             try:
                 self._names = self._read()
+                self._version = version  # only of what has been read
             except OSError:
-                return ()
-            self._version = version  # only of what has been read
-        return self._names.get(name, ())
+                self._names = {}
+                self._version = None
 
     def _read(self) -> dict[str, tuple[Address, ...]]:
         names: dict[str, tuple[Address, ...]] = {}

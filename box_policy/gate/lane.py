@@ -111,7 +111,7 @@ class Lane:
         sock.setblocking(False)
         listener = Listener(self, sock, box)
         self._listeners[sock] = listener
-        self.poller.register(sock.fileno(), READ, listener)
+        self.poller.watch(sock.fileno(), READ, listener)
 
     def forget(self, sock: socket.socket) -> None:
         """Stop serving a listening socket; to be called before it is closed."""
@@ -209,9 +209,9 @@ class Listener:
         """Out of descriptors or memory: connections wait in the backlog until the next sweep."""
         log.warning("box %s: connections wait: %s", self._box.id, error)
         self._paused = True
-        self._lane.poller.modify(self._sock.fileno(), QUIET)
+        self._lane.poller.watch(self._sock.fileno(), QUIET, self)
 
     def resume(self) -> None:
         if self._paused:
             self._paused = False
-            self._lane.poller.modify(self._sock.fileno(), READ)
+            self._lane.poller.watch(self._sock.fileno(), READ, self)

@@ -38,6 +38,7 @@ class Poller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._targets: dict[int, Target] = {}
+        self._events: dict[int, int] = {}
         self._gone: set[int] = set()
         self.now = time.monotonic()
         """The time of the current batch, so that targets need not ask for it each."""
@@ -45,18 +46,20 @@ class Poller:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
-    def register(self, fd: int, events: int, target: Target) -> None:
-        self._epoll.register(fd, events)
+    def watch(self, fd: int, events: int, target: Target) -> None:
+        """Watch a descriptor for these events on behalf of a target, in place of what was watched before."""
+        before = self._events.get(fd)
+        if before is None:
+            self._epoll.register(fd, events)
+        elif before != events:
+            self._epoll.modify(fd, events)
+        self._events[fd] = events
         self._targets[fd] = target
 
-    def modify(self, fd: int, events: int, target: Target | None = None) -> None:
-        self._epoll.modify(fd, events)
-        if target is not None:
-            self._targets[fd] = target
-
     def unregister(self, fd: int) -> None:
-        """Forget a descriptor, registered or not. To be called before it is closed."""
-        if self._targets.pop(fd, None) is not None:
+        """Forget a descriptor, watched or not. To be called before it is closed."""
+        if self._events.pop(fd, None) is not None:
+            del self._targets[fd]
             self._epoll.unregister(fd)
             # The number may be given out again within this batch; an event of the old one must not
             # reach the new owner.
@@ -79,3 +82,4 @@ class Poller:
     def close(self) -> None:
         self._epoll.close()
         self._targets.clear()
+        self._events.clear()

@@ -121,9 +121,8 @@ class Pair:
 
     def update(self) -> None:
         """Watch both descriptors for what the state of the directions asks for."""
-        poller = self.relay.poller
-        poller.modify(self.up.source.fileno(), self.up.interest())
-        poller.modify(self.down.source.fileno(), self.down.interest())
+        for direction in (self.up, self.down):
+            self.relay.poller.watch(direction.source.fileno(), direction.interest(), direction)
 
     def close(self, reason: Reason) -> None:
         """End it: in order after ``CLOSED``, with RST both ways after any other reason."""
@@ -140,6 +139,9 @@ class Pair:
                 reset(direction.source)
         self.relay.closed(self)
         self.on_close(self, reason)
+        for direction in (self.up, self.down):
+            # They refer to each other: taken apart, they go at once and need no garbage collection.
+            del direction.pair, direction.reverse
 
 
 class Relay:
@@ -159,10 +161,10 @@ class Relay:
         first_bytes: bytes | bytearray,
         on_close: Callable[[Pair, Reason], None],
     ) -> Pair:
-        """Carry bytes between two connected, non-blocking sockets, of which the client's, the server's or
-        both may be registered already; ``first_bytes`` were read from the client before."""
+        """Carry bytes between two connected, non-blocking sockets, watched already or not;
+        ``first_bytes`` were read from the client before. Raises OSError if the server refuses those."""
         pair = Pair(self, client, server, on_close)
-        up, down = pair.up, pair.down
+        up = pair.up
         sent = 0
         if first_bytes:
             try:
@@ -172,9 +174,7 @@ class Relay:
             up.carried = len(first_bytes)
             if sent < len(first_bytes):
                 up.pending = bytes(first_bytes[sent:])
-        for direction in (up, down):
-            self.poller.unregister(direction.source.fileno())
-            self.poller.register(direction.source.fileno(), direction.interest(), direction)
+        pair.update()
         self.pairs.add(pair)
         return pair
 
