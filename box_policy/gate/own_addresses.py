@@ -45,8 +45,8 @@ class OwnAddresses:
         self._socket: socket.socket | None = None
 
     def __contains__(self, address: object) -> bool:
-        if not isinstance(address, IPv4Address | IPv6Address):
-            return True
+        if not isinstance(address, IPv4Address | IPv6Address) or address.is_unspecified:
+            return True  # Linux takes a connection to the unspecified address for one to itself
         try:
             return self._is_own(address)
         except (OSError, struct.error) as error:
