@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mitmproxy import http
 from mitmproxy.connection import ConnectionState, Server
@@ -30,6 +30,7 @@ from box_policy.gate.http_layer import SWITCHING_PROTOCOLS, GateHttpLayer, HttpW
 from box_policy.gate.http_request import Refused, error_response, make_forwardable, read_target, recorded_host
 from box_policy.gate.limits import Limits
 from box_policy.gate.own_addresses import address_family
+from box_policy.gate.readers import CountingReader, GatedReader
 from box_policy.gate.relay import reset, reset_on_close
 from box_policy.gate.resolver import Resolver
 from box_policy.policy.addresses import Address
@@ -41,43 +42,6 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.mode_specs import ProxyMode
 
 log = logging.getLogger(__name__)
-
-_READ_SIZE: Final = 65535
-
-
-class CountingReader:
-    """A reader that counts."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self.count = 0
-
-    async def read(self, size: int = _READ_SIZE) -> bytes:
-        data = await self._reader.read(size)
-        self.count += len(data)
-        return data
-
-
-class GatedReader(CountingReader):
-    """The client's reader, which holds back what it sends while a request is being judged or dialled for.
-
-    The HTTP layer would otherwise collect it without bound. The reader beneath has a bounded buffer, so
-    the client itself is held back in the end.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader, received: bytes) -> None:
-        super().__init__(reader)
-        self._received = received
-        self.open = asyncio.Event()
-        self.open.set()
-
-    async def read(self, size: int = _READ_SIZE) -> bytes:
-        await self.open.wait()
-        if self._received:
-            data, self._received = self._received[:size], self._received[size:]
-            self.count += len(data)
-            return data
-        return await super().read(size)
 
 
 class HttpHandler(ProxyConnectionHandler, HttpWatch):
@@ -126,7 +90,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         try:
             await super().handle_client()
             # Closed by now, but what is buffered may still be on its way to a slow client.
-            async with asyncio.timeout(self._limits.linger):
+            async with asyncio.timeout(self._limits.http_idle_timeout):
                 await self._writers[0].wait_closed()
         except (OSError, TimeoutError):
             pass
@@ -246,6 +210,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             self._kill(flow, self._refuse(claim, refused, verdict))
         except Exception:
             log.exception("a request failed in the gate and is refused")
+            self._record(claim, Verdict.denied(Reason.INTERNAL_ERROR))
             self._kill(flow, error_response(502, Reason.INTERNAL_ERROR))
         finally:
             self._box.pending -= 1

@@ -367,6 +367,7 @@ class TestEnds:
         client = await gate.claim(plan.ALLOWED4, 80)
         await client.send(request("allowed.test"))
         assert (await error_of(client, 502))["reason"] == "internal_error"
+        assert (await gate.decision()).reason is Reason.INTERNAL_ERROR
         assert lab.packets() == []
 
     async def test_the_end_is_recorded_with_what_moved(self, gate: GateUnderTest) -> None:
