@@ -42,7 +42,9 @@ class BoxSpec:
 
     id: str
     workdir: Path | None = None
-    """A host directory mounted read-write as /workspace. Absent: an empty one that dies with the box."""
+    """A host directory mounted read-write as /workspace. Absent: an empty one that dies with the box.
+
+    What it holds is the box's to use: a unix socket in it can be connected to from the box."""
     read_only: Sequence[Path] = ()
     """Further host directories, visible read-only at their own paths."""
     hostname: str = "box"

@@ -198,6 +198,20 @@ async def test_kernel_settings_cannot_be_written(box: NamespaceBox, path: str) -
     assert await attempt(box, f"open('{path}', 'w')") in {"EROFS", "EACCES", "EPERM", "ENOENT"}
 
 
+@pytest.mark.parametrize("path", ["bus", "fs", "irq", "sys", "sysrq-trigger"])
+async def test_settings_are_mounted_read_only(box: NamespaceBox, path: str) -> None:
+    # Not left to the files' modes: those of the network belong to the namespace's own root.
+    if Path(f"/proc/{path}").exists():
+        options = (await shell(box, f"grep ' /proc/{path} ' /proc/self/mounts")).output.split()[3]
+        assert "ro" in options.split(",")
+
+
+@pytest.mark.parametrize("path", ["kallsyms", "kcore", "keys", "sched_debug", "timer_list"])
+async def test_what_the_kernel_tells_about_the_machine_is_covered(box: NamespaceBox, path: str) -> None:
+    if Path(f"/proc/{path}").exists():
+        assert await attempt(box, f"assert open('/proc/{path}').read() == ''") == "done"
+
+
 async def test_capabilities_are_those_over_the_box(box: NamespaceBox) -> None:
     status = (await shell(box, "grep Cap /proc/self/status; grep NoNewPrivs /proc/self/status")).output
     fields = dict(line.split(":\t") for line in status.splitlines())

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -175,6 +176,17 @@ async def test_closing_the_launcher_closes_its_boxes(user: str) -> None:
     with pytest.raises(SandboxError, match="launcher is closed"):
         await launcher.create(BoxSpec("3"))
     await launcher.close()
+
+
+async def test_a_box_keeps_nothing_of_the_callers_open(launcher: NamespaceLauncher) -> None:
+    box, members = await new_processes(launcher, BoxSpec("quiet"))
+    # A session of its own: what the caller's terminal sends to the foreground does not reach it.
+    assert os.getsid(0) not in {os.getsid(process.pid) for process in members}
+    for process in members:
+        if process.name in ("box-init", "box-outer") and os.access(f"/proc/{process.pid}/fd", os.R_OK):
+            streams = {Path(f"/proc/{process.pid}/fd/{fd}").stat().st_rdev for fd in range(3)}
+            assert streams == {Path("/dev/null").stat().st_rdev}
+    await box.close()
 
 
 async def test_mounts_of_a_box_are_not_the_hosts(launcher: NamespaceLauncher) -> None:

@@ -42,13 +42,15 @@ def run(
 ) -> NoReturn:
     """Be pid 1 of the box. ``alive`` is a pipe that only the parent holds the other end of."""
     try:
+        # Together with ``alive``: this acts whatever pid 1 is doing, that one even if the parent died
+        # before this line.
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.set_process_name("box-init")
         os.umask(0o022)
         user_namespace = _make_box(host, who, request)
         # No program of the box may trace this process or see what it has open.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        _Init(control, alive, user_namespace, who.is_range, seccomp).serve()
+        _Init(control, alive, user_namespace, seccomp).serve()
     except OSError as error:
         messages.send_last(control, {"event": "failed", "error": explain(error)})
     except BaseException as error:
@@ -90,13 +92,10 @@ class _Starting:
 class _Init:
     """The event loop of pid 1."""
 
-    def __init__(
-        self, control: socket.socket, alive: int, user_namespace: int, has_groups: bool, seccomp: bytes
-    ) -> None:
+    def __init__(self, control: socket.socket, alive: int, user_namespace: int, seccomp: bytes) -> None:
         self._control = control
         self._alive = alive
         self._user_namespace = user_namespace
-        self._has_groups = has_groups
         self._seccomp = seccomp
         self._starting: dict[int, _Starting] = {}  # by report pipe
         self._programs: dict[int, int] = {}  # id of each running program, by pid
@@ -161,9 +160,7 @@ class _Init:
                     os.close(master)
                 return
             if pid == 0:
-                workload.run(
-                    request, stdio, terminal, writer, self._user_namespace, self._has_groups, self._seccomp
-                )
+                workload.run(request, stdio, terminal, writer, self._user_namespace, self._seccomp)
         self._starting[report] = _Starting(request["id"], pid, master)
         self._poll.register(report, select.POLLIN)
 

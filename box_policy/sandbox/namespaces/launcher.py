@@ -103,9 +103,7 @@ class _Zygote:
 
     def __init__(self) -> None:
         if sys.platform != "linux" or seccomp.native_architecture() is None:
-            raise SandboxError(
-                "namespace boxes need Linux on x86_64 or aarch64; elsewhere, use the docker backend"
-            )
+            raise SandboxError("namespace boxes need Linux on x86_64 or aarch64")
         if not sys.executable:
             raise SandboxError("namespace boxes need a Python interpreter; sys.executable is empty")
         near_end, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -48,7 +48,6 @@ def run(
     terminal: int | None,
     report: int,
     user_namespace: int,
-    has_groups: bool,
     seccomp: bytes,
 ) -> NoReturn:
     """Become the program that ``request`` names.
@@ -64,7 +63,7 @@ def run(
             os.dup2(fd, target)
         _close_all_but(report, user_namespace)
         _reset_signals()
-        _enter(user_namespace, has_groups)
+        _enter(user_namespace)
         _confine(seccomp)
         _execute(request)
     except StartError as error:
@@ -96,11 +95,9 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _enter(user_namespace: int, has_groups: bool) -> None:
+def _enter(user_namespace: int) -> None:
     os.setns(user_namespace, os.CLONE_NEWUSER)
     os.close(user_namespace)
-    if has_groups:
-        os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
 
