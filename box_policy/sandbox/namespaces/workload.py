@@ -90,8 +90,9 @@ def _close_all_but(*kept: int) -> None:
 
 
 def _reset_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)  # what is ignored stays ignored across exec()
+    # What is ignored stays ignored across exec(): by Python itself, or by whoever started the caller.
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
