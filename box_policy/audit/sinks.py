@@ -1,6 +1,5 @@
 """Where records go. No sink ever makes the gate wait."""
 
-import contextlib
 import os
 import queue
 import sys
@@ -15,6 +14,9 @@ type Sink = Callable[[Record], None]
 
 MAX_QUEUED = 65_536
 """Records that wait for a slow log. Past that they are counted, and the count is written."""
+
+_BATCH = 256
+"""Records that are written at once."""
 
 
 class Audit:
@@ -35,51 +37,57 @@ class Audit:
 
 
 class _Written:
-    """Writes records to a stream from a thread of its own: a disk or a reader may stall, the gate may not.
+    """Writes records from a thread of its own: a disk or a reader may stall, the gate may not.
 
     What can't be written is counted; the count is written as soon as that is possible again.
     """
 
-    def __init__(self, stream: IO[str], name: str) -> None:
-        self._stream = stream
-        self._queue: queue.Queue[Record | None] = queue.Queue(MAX_QUEUED)
+    def __init__(self, name: str) -> None:
+        self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self.lost = 0
         """Records that were never written."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def __call__(self, record: Record) -> None:
-        try:
-            self._queue.put_nowait(record)
-        except queue.Full:
+        if self._queue.qsize() < MAX_QUEUED:
+            self._queue.put(record)
+        else:
             self.lost += 1
 
     def close(self) -> None:
         """Write what is queued. Waits for at most 5 s."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=5)
+        self._queue.put(None)
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
         reported = 0
-        while (record := self._queue.get()) is not None:
+        open_ended = True
+        while open_ended:
+            batch = [self._queue.get()]
+            while len(batch) < _BATCH and not self._queue.empty():
+                batch.append(self._queue.get())
+            open_ended = all(record is not None for record in batch)
+            records = [record for record in batch if record is not None]
+            lines = [line for record in records if (line := self._line(record)) is not None]
+            lost = self.lost
+            if lost > reported:
+                lines.insert(0, self._lost_line(lost - reported))
+            if not lines:
+                continue
             try:
-                if self.lost > reported:
-                    lost, count = self.lost, self.lost - reported
-                    self._stream.write(self._lost_line(count) + "\n")
-                    reported = lost
-                line = self._line(record)
-                if line is not None:
-                    self._stream.write(line + "\n")
-                if self._queue.empty():
-                    self._stream.flush()
+                self._write("\n".join(lines) + "\n")
+                reported = lost
             except (OSError, ValueError):
-                self.lost += 1  # the disk is full, or the reader has gone
+                self.lost += len(records)  # the disk is full, or the reader has gone
 
     def _line(self, record: Record) -> str | None:
         raise NotImplementedError
 
     def _lost_line(self, count: int) -> str:
+        raise NotImplementedError
+
+    def _write(self, text: str) -> None:
         raise NotImplementedError
 
 
@@ -91,14 +99,13 @@ class JsonLines(_Written):
 
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        # Line-buffered: what can't be written must not stay behind and make every later write fail.
-        stream = os.fdopen(os.open(path, flags, 0o640), "w", encoding="ascii", buffering=1)
-        super().__init__(stream, "audit log")
+        self._fd = os.open(path, flags, 0o640)
+        super().__init__("audit log")
 
     def close(self) -> None:
         super().close()
-        with contextlib.suppress(OSError):
-            self._stream.close()
+        if not self._thread.is_alive():  # else it is still stuck in a write, and needs the descriptor
+            os.close(self._fd)
 
     def _line(self, record: Record) -> str:
         return record.as_json()
@@ -106,14 +113,23 @@ class JsonLines(_Written):
     def _lost_line(self, count: int) -> str:
         return f'{{"event":"lost","records":{count}}}'
 
+    def _write(self, text: str) -> None:
+        data = memoryview(text.encode("ascii"))
+        while data:
+            data = data[os.write(self._fd, data) :]
+
 
 class Console(_Written):
     """Writes decisions as readable lines, one each, to a terminal or a log for people."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        stream = stream or sys.stderr
-        self._colour = stream.isatty()
-        super().__init__(stream, "audit console")
+        self._stream = stream or sys.stderr
+        self._colour = self._stream.isatty()
+        super().__init__("audit console")
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
 
     def _lost_line(self, count: int) -> str:
         return f"({count} decisions not shown)"

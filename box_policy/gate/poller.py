@@ -77,7 +77,14 @@ class Poller:
                 target.ready(events)
             except Exception as error:
                 log.exception("a connection failed in the gate and is closed")
-                target.failed(error)
+                self._fail(target, error)
+
+    def _fail(self, target: Target, error: Exception) -> None:
+        """Whatever goes wrong there, the others of the batch have their turn."""
+        try:
+            target.failed(error)
+        except Exception:
+            log.exception("a connection that failed in the gate could not be closed")
 
     def close(self) -> None:
         self._epoll.close()

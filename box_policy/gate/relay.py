@@ -139,9 +139,6 @@ class Pair:
                 reset(direction.source)
         self.relay.closed(self)
         self.on_close(self, reason)
-        for direction in (self.up, self.down):
-            # They refer to each other: taken apart, they go at once and need no garbage collection.
-            del direction.pair, direction.reverse
 
 
 class Relay:

@@ -1,6 +1,7 @@
 """A gate in the test's own loop, with clients whose claims the test chooses."""
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -76,6 +77,8 @@ class GateUnderTest:
     recorded: asyncio.Event = field(default_factory=asyncio.Event)
     sockets: list[socket.socket] = field(default_factory=list)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    may_fail: bool = False
+    """The test breaks something in the gate itself, which logs it."""
 
     def note(self, record: Record) -> None:
         self.records.append(record)
@@ -123,7 +126,7 @@ type MakeGate = Callable[..., GateUnderTest]
 
 
 @pytest.fixture
-async def make_gate(lab: Lab) -> AsyncIterator[MakeGate]:
+async def make_gate(lab: Lab, caplog: pytest.LogCaptureFixture) -> AsyncIterator[MakeGate]:
     """Makes gates of which one serves the box ``b``, with settings and limits of the test's choice."""
     gates: list[GateUnderTest] = []
 
@@ -146,6 +149,9 @@ async def make_gate(lab: Lab) -> AsyncIterator[MakeGate]:
         for sock in gate.sockets:
             sock.close()
         assert not gate.embedded.gate.boxes
+    if not any(gate.may_fail for gate in gates):
+        logged = [record for when in ("setup", "call") for record in caplog.get_records(when)]
+        assert [record.getMessage() for record in logged if record.levelno >= logging.ERROR] == []
 
 
 @pytest.fixture

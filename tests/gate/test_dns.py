@@ -245,8 +245,10 @@ class TestBounds:
         assert [question.name for question in lab.dns.questions] == ["allowed.test"]
 
     async def test_an_error_in_the_gate_is_a_refusal(
-        self, asker: Asker, lab: Lab, monkeypatch: pytest.MonkeyPatch
+        self, asker: Asker, gate: GateUnderTest, lab: Lab, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        gate.may_fail = True
+
         def broken(*_: object) -> None:
             raise RuntimeError("a bug")
 

@@ -441,6 +441,7 @@ class TestFailsClosed:
             raise RuntimeError("the disk is on fire")
 
         gate.embedded.gate.audit.add(broken)
+        gate.may_fail = True
         client = await gate.claim(plan.CIDR4, plan.ECHO_PORT)
         assert await client.is_reset()
         assert untouched(lab)
@@ -452,6 +453,7 @@ class TestFailsClosed:
             raise RuntimeError("a bug")
 
         monkeypatch.setattr("box_policy.policy.rules.CompiledPolicy.judge_name", broken)
+        gate.may_fail = True
         client = await gate.claim(plan.ALLOWED4, 443)
         await client.send(client_hello())
         assert await client.is_reset()
