@@ -1,5 +1,6 @@
 """The addon in a real mitmdump: behind a redirect, in both modes, and when it is taken out."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -104,9 +105,9 @@ def start(lab: Lab, tmp_path: Path) -> Iterator[object]:
 def exchange(address: str, port: int, data: bytes) -> bytes:
     """Send, and read to the end; empty after a reset."""
     with marked(socket.SOCK_STREAM, address) as sock:
-        sock.connect((address, port))
         received = b""
         try:
+            sock.connect((address, port))
             sock.sendall(data)
             while chunk := sock.recv(65536):
                 received += chunk
@@ -166,12 +167,12 @@ class TestEnforces:
         start(mode)
         proxied = b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n"
         for data in (proxied, b"CONNECT evil.test:443 HTTP/1.1\r\n\r\n", client_hello(b"allowed.test")):
-            with socket.create_connection((plan.GATE4, PORT), timeout=15) as sock:
-                try:
-                    sock.sendall(data)
-                    assert sock.recv(4096) == b""
-                except ConnectionResetError:
-                    pass
+            with (
+                contextlib.suppress(ConnectionResetError),
+                socket.create_connection((plan.GATE4, PORT), timeout=15) as sock,
+            ):
+                sock.sendall(data)
+                assert sock.recv(4096) == b""
         assert lab.packets() == []
 
     @pytest.mark.parametrize("spoil", ["syntax error", "deletion", "touch"])
