@@ -158,7 +158,7 @@ class Arrival:
             log.exception("a connection failed in the gate and is closed")
             self.failed(error)
 
-    # Ways out. Each leaves exactly once, and leaves exactly one record.
+    # Ways out. Each is taken once. All but the hand-over leave one record; there the HTTP side does.
 
     def _dial(self, verdict: Verdict, received: bytes) -> None:
         dial = Dial(self._lane, self._sock, self._claim, verdict, received)

@@ -8,6 +8,7 @@ from box_policy.audit.records import Event, Protocol, Record, escape_name, liste
 from box_policy.gate.boxes import GatedBox
 from box_policy.gate.destination import Destination
 from box_policy.policy.addresses import Address
+from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import Verdict
 
 
@@ -66,6 +67,20 @@ class Claim:
         if self.name_as_sent is not None:
             return escape_name(self.name_as_sent)
         return self.name
+
+
+def limit_record(box: GatedBox, protocol: Protocol, what: str) -> Record:
+    """The record of a box at one of its caps, of which one a second is enough."""
+    return Record(
+        event=Event.DECISION,
+        connection=next_connection(),
+        box=box.id,
+        generation=box.generation,
+        protocol=protocol,
+        allowed=False,
+        reason=Reason.LIMIT,
+        detail=f"too many {what} at once; one such record a second",
+    )
 
 
 @dataclass(frozen=True, slots=True)

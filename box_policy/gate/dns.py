@@ -17,6 +17,7 @@ import dns.rdatatype
 from box_policy.audit.records import Event, Protocol, Record, escape_name, listed, next_connection
 from box_policy.audit.sinks import Audit
 from box_policy.gate.boxes import GatedBox
+from box_policy.gate.claim import limit_record
 from box_policy.gate.limits import OUT_OF_RESOURCES, Limits
 from box_policy.gate.resolver import AAAA, A, Answer, Resolver
 from box_policy.policy.domains import name_from_wire
@@ -234,18 +235,7 @@ class DnsServer:
 
     def _record_limit(self, box: GatedBox) -> None:
         if box.may_record_limit(time.monotonic()):
-            self._audit(
-                Record(
-                    event=Event.DECISION,
-                    connection=next_connection(),
-                    box=box.id,
-                    generation=box.generation,
-                    protocol=Protocol.DNS,
-                    allowed=False,
-                    reason=Reason.LIMIT,
-                    detail="too many questions at once; one such record a second",
-                )
-            )
+            self._audit(limit_record(box, Protocol.DNS, "questions"))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from box_policy.audit import records
-from box_policy.audit.records import Event, Record, next_connection
 from box_policy.audit.sinks import Audit
 from box_policy.gate.arrival import Arrival
 from box_policy.gate.boxes import GatedBox
-from box_policy.gate.claim import HandedOver
+from box_policy.gate.claim import HandedOver, limit_record
 from box_policy.gate.destination import Destination
 from box_policy.gate.limits import OUT_OF_RESOURCES, Limits
 from box_policy.gate.poller import QUIET, READ, Poller
@@ -160,18 +159,7 @@ class Lane:
 
     def _record_limit(self, box: GatedBox) -> None:
         if box.may_record_limit(time.monotonic()):
-            self.audit(
-                Record(
-                    event=Event.DECISION,
-                    connection=next_connection(),
-                    box=box.id,
-                    generation=box.generation,
-                    protocol=records.Protocol.TCP,
-                    allowed=False,
-                    reason=Reason.LIMIT,
-                    detail="too many connections at once; one such record a second",
-                )
-            )
+            self.audit(limit_record(box, records.Protocol.TCP, "connections"))
 
     def close(self) -> None:
         """Forget every listener and reset every connection. Listening sockets stay their owner's."""
