@@ -1,7 +1,9 @@
 """Where records go. No sink ever makes the gate wait."""
 
+import errno
 import os
 import queue
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -94,12 +96,16 @@ class _Written:
 class JsonLines(_Written):
     """Appends records to a file as JSON lines.
 
-    Raises OSError if the file can't be opened for appending, or is a symbolic link.
+    Raises OSError if it can't be opened for appending, is a symbolic link, or no regular file.
     """
 
     def __init__(self, path: Path) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        # Not blocking: to open a FIFO that nobody reads would take for ever.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._fd = os.open(path, flags, 0o640)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         super().__init__("audit log")
 
     def close(self) -> None:

@@ -69,7 +69,9 @@ class Denials:
         for row in self:
             why = f"{row.reason} ({row.rule})" if row.rule else str(row.reason)
             table.add_row(row.target, " ".join(row.protocols), str(row.count), why, row.remedy)
-        console = Console(file=stream, markup=False, highlight=False, width=None if stream.isatty() else 160)
+        console = Console(
+            file=stream, markup=False, highlight=False, emoji=False, width=None if stream.isatty() else 160
+        )
         console.print(table)
         if self.left_out:
             console.print(f"and {self.left_out} more")
@@ -86,6 +88,8 @@ class Denials:
                 "allowed_by": row.remedy or None,
             }
             stream.write(json.dumps(fields) + "\n")
+        if self.left_out:
+            stream.write(json.dumps({"left_out": self.left_out}) + "\n")
 
 
 def remedy(record: Record) -> str:

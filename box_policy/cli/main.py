@@ -36,9 +36,4 @@ def _options(
 app.command("check")(check)
 app.command("explain")(explain)
 # What follows the program's name is the program's own.
-app.command("run", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})(run)
-
-
-def main() -> None:
-    """Entry point of the ``box-policy`` script."""
-    app(prog_name="box-policy")
+app.command("run", context_settings={"allow_interspersed_args": False})(run)

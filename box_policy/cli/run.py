@@ -17,13 +17,7 @@ import typer
 from box_policy.audit.sinks import Audit, Console, JsonLines
 from box_policy.cli.denials import Denials
 from box_policy.cli.errors import FAILURE, USAGE, fail
-from box_policy.cli.terminal import (
-    TerminalBridge,
-    callers_streams,
-    raw_mode,
-    set_window_size,
-    window_size,
-)
+from box_policy.cli.terminal import Streams, set_window_size
 from box_policy.policy.addresses import InvalidCidr, canonical_cidr
 from box_policy.policy.model import NetworkPolicy, PolicyError
 from box_policy.sandbox.launcher import Box, BoxSpec, Program, ProgramNotFoundError, ProgramSpec, SandboxError
@@ -75,7 +69,7 @@ def run(
         typer.Option(metavar="ADDRESS", help="Ask this name server, not those of resolv.conf."),
     ] = None,
     workdir: Annotated[
-        Path | None, typer.Option(help="A directory to mount read-write as /workspace.")
+        str | None, typer.Option(metavar="DIR", help="A directory to mount read-write as /workspace.")
     ] = None,
     read_only: Annotated[
         list[Path] | None, typer.Option(help="A directory to show read-only at its own path. Repeatable.")
@@ -103,7 +97,9 @@ def run(
             policy=_policy(policy, allow, allow_cidr, deny_cidr, allow_all, deny_all),
             private_ranges=[canonical_cidr(cidr) for cidr in private_range or ()],
             name_servers=[_address(server) for server in name_server or ()],
-            spec=BoxSpec(_BOX, workdir=workdir, read_only=(*toolchains.read_only, *(read_only or ()))),
+            spec=BoxSpec(
+                _BOX, workdir=_workdir(workdir, log), read_only=(*toolchains.read_only, *(read_only or ()))
+            ),
             path=toolchains.path,
             env=_environment(env or ()),
             log=log,
@@ -155,6 +151,20 @@ def _as_option(issue: str) -> str:
     return f"{options[key]}: {rest.partition(']: ')[2]}" if bracket and key in options else issue
 
 
+def _workdir(directory: str | None, log: Path | None) -> Path | None:
+    """The directory, if it is one to give away."""
+    if directory is None:
+        return None
+    if not directory:
+        fail("--workdir: an empty name (an unset variable?)", USAGE)
+    real = Path(directory).resolve()
+    if real == Path("/"):
+        fail("--workdir /: the box would have the whole host; name a directory in it", USAGE)
+    if log is not None and log.resolve().is_relative_to(real):
+        fail(f"--log {log}: in the work directory the box could change its own records", USAGE)
+    return real
+
+
 def _address(server: str) -> str:
     try:
         return str(ip_address(server))
@@ -183,18 +193,21 @@ class _Signals:
         self.caught = 0
         self.impatient = asyncio.Event()
         self._interrupts = 0
+        self._forwarded: list[signal.Signals] = []
         self._starting = False
         self._waiting: list[int] = []
         self._program: Program | None = None
         self._run = asyncio.current_task()
 
     def __enter__(self) -> Self:
-        for number in _FORWARDED:
+        # What the caller ignores (nohup) stays ignored.
+        self._forwarded = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in self._forwarded:
             asyncio.get_running_loop().add_signal_handler(number, self._take, number)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in _FORWARDED:
+        for number in self._forwarded:
             asyncio.get_running_loop().remove_signal_handler(number)
 
     def hold(self) -> None:
@@ -246,11 +259,15 @@ async def _run(asked: _Run) -> int:
             for written in (log, console):
                 if written is not None:
                     written.close()
-    if len(denials) and not asked.quiet:
-        if asked.json:
-            denials.write_json(sys.stderr)
-        else:
-            denials.write_table(sys.stderr)
+    # The status is the program's, also if nobody reads what is said here.
+    with contextlib.suppress(OSError, ValueError):
+        if len(denials) and not asked.quiet:
+            if asked.json:
+                denials.write_json(sys.stderr)
+            else:
+                denials.write_table(sys.stderr)
+        if log is not None and log.lost:
+            typer.echo(f"box-policy: {log.lost} records could not be written to {asked.log}", err=True)
     return status
 
 
@@ -278,34 +295,45 @@ async def _run_in_box(asked: _Run, audit: Audit, signals: _Signals) -> int:
 
 
 async def _run_program(asked: _Run, box: Box, signals: _Signals) -> int:
-    streams = callers_streams()
+    streams = Streams()
     signals.hold()
     program = await box.start(
         ProgramSpec(
             asked.command,
             env={"PATH": asked.path, **asked.env},
-            stdin=streams.stdin,
-            stdout=streams.stdout,
-            stderr=streams.stderr,
-            terminal=window_size(streams) if streams.terminal else None,
+            stdin=streams.program[0],
+            stdout=streams.program[1],
+            stderr=streams.program[2],
+            terminal=streams.window_size(),
         )
     )
     signals.send_to(program)
     master = program.terminal
-    with contextlib.ExitStack() as cleanup:
+    loop = asyncio.get_running_loop()
+    with streams.raw_mode():
         if master is not None:
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGWINCH, lambda: set_window_size(master, window_size(streams)))
-            cleanup.enter_context(raw_mode(streams))
-            cleanup.callback(TerminalBridge(master, streams).finish)
+            loop.add_signal_handler(signal.SIGWINCH, _resize, master, streams)
+        carriers = streams.carry(master)
         waiting = asyncio.create_task(program.wait())
         giving_up = asyncio.create_task(signals.impatient.wait())
         await asyncio.wait({waiting, giving_up}, return_when=asyncio.FIRST_COMPLETED)
-        giving_up.cancel()
-        if not waiting.done():
-            await box.close()
+        loop.remove_signal_handler(signal.SIGWINCH)
+        # The program's end is the box's: what it left running ends too, and with it the last output.
+        await box.close()
         status = await waiting
+        # The caller may be slow to read; a signal or two more, and what it hasn't read is given up.
+        finishing = asyncio.create_task(asyncio.to_thread(carriers.finish))
+        await asyncio.wait({finishing, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+        giving_up.cancel()
+    if not finishing.done():
+        os._exit(128 + signal.SIGKILL)  # a thread that is stuck in a write would be waited for
     return status if status >= 0 else 128 - status
+
+
+def _resize(master: int, streams: Streams) -> None:
+    size = streams.window_size()
+    if size is not None:
+        set_window_size(master, size)
 
 
 def _not_found(message: str, asked: _Run) -> str:

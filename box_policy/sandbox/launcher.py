@@ -62,7 +62,8 @@ class ProgramSpec:
     """Added to, or replacing, the box's own small environment. Nothing of the host's is inherited."""
     cwd: str = "/workspace"
     stdin: int | None = None
-    """A descriptor to become the program's; None: its terminal if it has one, else /dev/null."""
+    """A descriptor to become the program's: a pipe or a character device. None: its terminal if it has
+    one, else /dev/null."""
     stdout: int | None = None
     stderr: int | None = None
     terminal: tuple[int, int] | None = None

@@ -5,13 +5,16 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from box_policy.cli.terminal import Carriers
 from tests.lab import Lab, plan
 
 type Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -265,10 +268,124 @@ def _pending(pid: int) -> bool:
     return int(line.split()[1], 16) != 0
 
 
+class TestStreams:
+    """The box gets pipes and terminals of its own, whatever the caller's streams are."""
+
+    def kinds(self, options: list[str], redirection: str) -> list[str]:
+        """What the program's streams are, by what it says in a file."""
+        names = " ".join(f"$(readlink /proc/$$/fd/{fd})" for fd in (0, 1, 2))
+        script = f'kinds="{names}"; echo "$kinds" > kinds; exit 5'
+        command = [*COMMAND, *options, "--", "sh", "-c", script]
+        done = subprocess.run(["bash", "-c", f'exec "$@" {redirection}', "bash", *command], timeout=60)
+        assert done.returncode == 5
+        return (Path(options[options.index("--workdir") + 1]) / "kinds").read_text().split()
+
+    @pytest.mark.parametrize(
+        "redirection",
+        [
+            "<&-",
+            ">&- </dev/null",
+            "2>&- </dev/null",
+            "<&- >&- 2>&-",
+            "</etc/passwd >/dev/null 2>/dev/null",
+        ],
+    )
+    def test_files_and_closed_streams(self, options: list[str], redirection: str) -> None:
+        kinds = self.kinds(options, redirection)
+        # Each is a pipe; what the test itself has inherited may be /dev/null or a pipe.
+        assert len(kinds) == 3
+        assert [kind for kind in kinds if not kind.startswith(("pipe:", "/dev/null"))] == []
+
+    def test_a_socket(self, options: list[str]) -> None:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        command = [*COMMAND, *options, "--", "sh", "-c", "readlink /proc/$$/fd/0; cat"]
+        with near, far:
+            process = subprocess.Popen(command, stdin=far.fileno(), stdout=far.fileno())
+            far.close()
+            near.sendall(b"through")
+            near.shutdown(socket.SHUT_WR)
+            received = b""
+            while data := near.recv(4096):
+                received += data
+            assert process.wait(timeout=30) == 0
+        assert received.startswith(b"pipe:")
+        assert received.endswith(b"through")
+
+    def test_a_file_can_not_be_written_through_its_descriptor(
+        self, options: list[str], tmp_path: Path
+    ) -> None:
+        file = tmp_path.parent / f"{tmp_path.name}.txt"
+        file.write_text("precious")
+        script = "true > /proc/self/fd/1; echo appended; echo overwritten > /proc/self/fd/0"
+        with file.open("rb") as stdin, file.open("ab") as stdout:
+            subprocess.run(
+                [*COMMAND, *options, "--", "sh", "-c", script], stdin=stdin, stdout=stdout, timeout=60
+            )
+        assert file.read_text() == "preciousappended\n"
+
+    def test_what_the_caller_ignores_stays_ignored(self, options: list[str]) -> None:
+        script = "echo ready; cat; exit 7"
+        command = [*COMMAND, *options, "--", "sh", "-c", script]
+        process = subprocess.Popen(
+            ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        process.stdin.write("still here\n")
+        process.stdin.close()
+        assert process.stdout.read() == "still here\n"
+        assert process.wait(timeout=20) == 7
+
+    def test_the_status_survives_a_stderr_that_nobody_reads(self, options: list[str]) -> None:
+        command = [*COMMAND, *options, "--", "sh", "-c", "getent hosts evil.test; exit 5"]
+        with open("/dev/full", "w") as full:
+            assert subprocess.run(command, stdin=subprocess.DEVNULL, stderr=full, timeout=60).returncode == 5
+
+    def test_all_output_reaches_a_caller_that_reads_late(self) -> None:
+        source, program = os.pipe()
+        caller, sink = os.pipe()
+        carriers = Carriers([(source, sink)])
+        size = 1_000_000
+        writing = threading.Thread(target=_write_and_close, args=(program, size))
+        writing.start()
+        finishing = threading.Thread(target=carriers.finish)
+        finishing.start()
+        received = 0
+        while received < size:
+            assert finishing.is_alive()
+            received += len(os.read(caller, 65536))
+        finishing.join(timeout=10)
+        writing.join()
+        assert not finishing.is_alive()
+
+    def test_a_caller_whose_terminal_does_not_block(self) -> None:
+        source, program = os.pipe()
+        caller, sink = os.pipe()
+        os.set_blocking(sink, False)
+        carriers = Carriers([(source, sink)])
+        threading.Thread(target=_write_and_close, args=(program, 500_000)).start()
+        received = 0
+        while received < 500_000:
+            received += len(os.read(caller, 65536))
+        carriers.finish()
+
+
+def _write_and_close(fd: int, size: int) -> None:
+    os.write(fd, bytes(size))
+    os.close(fd)
+
+
 class TestRecords:
     @needs("curl")
-    def test_the_log_has_a_line_for_each_decision(self, run: Run, tmp_path: Path) -> None:
-        log = tmp_path / "log.jsonl"
+    def test_the_log_has_a_line_for_each_decision(
+        self, run: Run, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        log = tmp_path_factory.mktemp("log") / "log.jsonl"
         run("curl", "-sS", "--cacert", "ca.pem", "https://allowed.test/", more=["--log", str(log)])
         records = [json.loads(line) for line in log.read_text().splitlines()]
         tls = [record for record in records if record["protocol"] == "tls"]
@@ -306,6 +423,10 @@ class TestBadInput:
             (["--allow", "x.test", "--deny-all", "--", "true"], 2, "give one of"),
             (["--log", "/nonexistent/log", "--", "true"], 2, "--log"),
             (["--workdir", "/nonexistent", "--", "true"], 1, "/nonexistent"),
+            (["--workdir", "", "--", "true"], 2, "unset variable"),
+            (["--workdir", "/", "--", "true"], 2, "--workdir /"),
+            (["--workdir", "/tmp", "--log", "/tmp/x", "--", "true"], 2, "its own records"),
+            (["--log", "/dev/full", "--", "true"], 2, "not a regular file"),
             (["--name-server", "nonsense", "--", "true"], 2, "--name-server"),
             (["--env", "=x", "--", "true"], 2, "--env"),
             (["--", "no-such-program"], 1, "no-such-program"),

@@ -297,8 +297,7 @@ def _check_descriptor(fd: int) -> None:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     except OSError as error:
         raise SandboxError(f"descriptor {fd}: {os.strerror(error.errno or errno.EBADF)}") from None
-    if stat.S_ISDIR(mode) or flags & os.O_PATH:
-        # Through it a program would reach the host's files by relative paths.
-        raise SandboxError(
-            f"descriptor {fd} is a directory or a path; a program gets files, pipes and terminals"
-        )
+    if flags & os.O_PATH or not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        # Relative to a directory a program reaches the host's files; a file it may own, and then can open
+        # again for writing; a socket belongs to the host's network namespace, and can be connected anew.
+        raise SandboxError(f"descriptor {fd}: a program gets pipes and character devices, and nothing else")

@@ -108,6 +108,7 @@ class _Init:
 
     def serve(self) -> NoReturn:
         """Serve until the box is to end."""
+        self._reap()  # who made the user namespace ended before anyone listened
         messages.send(self._control, {"event": "ready"})
         while True:
             for fd, _ in self._poll.poll():

@@ -95,7 +95,10 @@ class NamespaceLauncher:
 
 
 def _absolute(path: Path) -> str:
-    return str(path.absolute())
+    try:
+        return str(path.absolute())
+    except OSError as error:  # the current directory has been removed
+        raise SandboxError(f"{path}: {error.strerror}") from None
 
 
 class _Zygote:
