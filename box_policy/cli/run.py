@@ -86,7 +86,7 @@ def run(
     """Run a program in a box that reaches only what is allowed.
 
     Without a policy nothing is reachable. The exit status is the program's own (128 + n after signal n);
-    2 if what was typed is wrong, 1 if this machine can't run a box or the program does not exist.
+    2 if what was typed is wrong, 1 if this machine can't run the box or has no such program or directory.
     """
     from box_policy.sandbox.namespaces.toolchains import find_toolchains
 

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from box_policy.sandbox.namespaces import host_files
-from box_policy.sandbox.namespaces.host_files import Directory, HostFile, HostTree, Link, expose, survey_etc
+from box_policy.sandbox.namespaces.host_files import (
+    Directory,
+    HostFile,
+    HostTree,
+    Link,
+    expose,
+    settings_to_mask,
+    survey_etc,
+)
 
 
 @pytest.fixture
@@ -69,6 +77,17 @@ def test_private_parts_of_a_shown_directory_are_masked(etc: Path) -> None:
         "[ftp]\npassword: hunter2\n",
         "export API_KEY=abc\n",
         '[http]\n\textraHeader = "Authorization: basic abc"\n',
+        "export AWS_SECRET_ACCESS_KEY=abc\n",
+        '[url "https://ghp_abc@github.test/"]\n\tinsteadOf = https://github.test/\n',
+        "index-url = https://:s3cret@mirror.test/\n",
+        "index-url = https://user:pa%2Fss@mirror.test/\n",
+        '{"password": "x"}\n',
+        "header = Authorization: Bearer abc\n",
+        "DB_PASS=x\nGITHUB_PAT=y\n",
+        "TOKEN_X=abc\n",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\n",
+        "channels: [https://conda.test/t/ab-0123456789ab/x]\n",
+        "\0https://user:s3cret@mirror.test/\n",
     ],
 )
 @pytest.mark.parametrize("name", ["pip.conf", "npmrc", "gitconfig", "profile"])
@@ -84,6 +103,7 @@ def test_settings_with_credentials_are_left_out(etc: Path, name: str, text: str)
         "registry=https://registry.test/\nstrict-ssl=true\n",
         "[user]\n\temail = someone@host.test\n",
         "PATH=/usr/bin:/bin\nexport PATH\n",
+        "[user]\n\tauthor = Someone\n",
     ],
 )
 def test_settings_without_are_shown(etc: Path, text: str) -> None:
@@ -170,3 +190,12 @@ def test_settings_of_a_prefix(tmp_path: Path) -> None:
         str(tmp_path / "pip.conf"),
         str(tmp_path / ".npmrc"),
     ]
+
+
+def test_settings_of_a_prefix_are_masked_through_links(tmp_path: Path) -> None:
+    write(tmp_path / "conf/pip.conf", "index-url = https://u:p@mirror.test/\n")
+    (tmp_path / "pip.conf").symlink_to("conf/pip.conf")
+    write(tmp_path / ".condarc", "channels: [https://u:p@conda.test/]\n")
+    write(tmp_path / "condarc", "channels: [defaults]\n")
+    masked = settings_to_mask(str(tmp_path))
+    assert sorted(masked) == sorted(map(str, (tmp_path / "conf/pip.conf", tmp_path / ".condarc")))

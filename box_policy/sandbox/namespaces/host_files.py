@@ -65,13 +65,19 @@ _ETC_PREFIXES = ("java-", "python", "ld-musl-")
 # Directories of /etc whose files are read by people and may hold what people put into them.
 _ETC_SETTINGS = ("profile.d",)
 # Settings of package managers, below an installation prefix such as a virtual environment.
-_PREFIX_SETTINGS = ("pip.conf", "etc/npmrc", "etc/gitconfig", ".npmrc", ".pypirc", ".netrc")
+_PREFIX_SETTINGS = (
+    ".condarc", "condarc", "pip.conf", "etc/npmrc", "etc/gitconfig", ".npmrc", ".pypirc", ".netrc",
+)  # fmt: skip
 
 _COPY_LIMIT = 4 * 1024 * 1024
+# Too much is left out rather than too little: a program can do without a setting.
 _CREDENTIAL = re.compile(
-    rb"://[^\s/:@]+:[^\s/@]+@"  # a URL with user and password
-    rb"|_auth(token)?\s*="
-    rb"|(password|passwd|secret|token|api_?key|extraheader)\s*[=:]",
+    rb"://[^/\s\"'<>]*@"  # a URL with a user, a token or a password
+    rb"|/t/[a-z]{2}-[0-9a-f-]{8,}"  # conda's way to put a token into a URL
+    rb"|(pass(word|wd|phrase)?|secret|token|api_?key|access_?key|extraheader|credentials?)"
+    rb"[a-z0-9_-]*[\"']?\s*[=:]\s*\S"
+    rb"|_auth[a-z]*\s*=|authorization[\"']?\s*[=:]|(?<![a-z])pat[\"']?\s*[=:]"
+    rb"|bearer\s+\S|-----BEGIN [A-Z ]*PRIVATE KEY",
     re.IGNORECASE,
 )
 
@@ -199,7 +205,7 @@ def _survey_entry(path: str, visible: Collection[str], result: EtcFiles) -> None
     elif stat.S_ISREG(status.st_mode) and _is_public(status) and status.st_size <= _COPY_LIMIT:
         with open(path, "rb") as file:
             content = file.read(_COPY_LIMIT)
-        if b"\0" in content or not holds_credentials(content):
+        if os.path.basename(path) == "ld.so.cache" or not holds_credentials(content):
             result.files[path] = content
 
 
@@ -233,7 +239,8 @@ def settings_to_mask(prefix: str) -> list[str]:
     for name in _PREFIX_SETTINGS:
         path = os.path.join(prefix, name)
         try:
-            status = os.lstat(path)
+            path = os.path.realpath(path)  # a link is shown as it is; what it points to may lie in the prefix
+            status = os.stat(path)
             if stat.S_ISREG(status.st_mode):
                 with open(path, "rb") as file:
                     if not _is_public(status) or holds_credentials(file.read(_COPY_LIMIT)):
