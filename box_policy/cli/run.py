@@ -259,8 +259,13 @@ async def _run(asked: _Run) -> int:
             for written in (log, console):
                 if written is not None:
                     written.close()
-    # The status is the program's, also if nobody reads what is said here.
-    with contextlib.suppress(OSError, ValueError):
+    _report(asked, denials, log)
+    return status
+
+
+def _report(asked: _Run, denials: Denials, log: JsonLines | None) -> None:
+    """What the caller should know at the end."""
+    try:
         if len(denials) and not asked.quiet:
             if asked.json:
                 denials.write_json(sys.stderr)
@@ -268,7 +273,11 @@ async def _run(asked: _Run) -> int:
                 denials.write_table(sys.stderr)
         if log is not None and log.lost:
             typer.echo(f"box-policy: {log.lost} records could not be written to {asked.log}", err=True)
-    return status
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        # The status is the program's, also if nobody reads this. What is left of it would be flushed at exit,
+        # fail again, and change the status.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 async def _run_in_box(asked: _Run, audit: Audit, signals: _Signals) -> int:

@@ -343,8 +343,11 @@ class TestStreams:
 
     def test_the_status_survives_a_stderr_that_nobody_reads(self, options: list[str]) -> None:
         command = [*COMMAND, *options, "--", "sh", "-c", "getent hosts evil.test; exit 5"]
-        with open("/dev/full", "w") as full:
-            assert subprocess.run(command, stdin=subprocess.DEVNULL, stderr=full, timeout=60).returncode == 5
+        for unbuffered in ("", "1"):
+            env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+            with open("/dev/full", "w") as full:
+                done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=full, env=env, timeout=60)
+            assert done.returncode == 5
 
     def test_all_output_reaches_a_caller_that_reads_late(self) -> None:
         source, program = os.pipe()
