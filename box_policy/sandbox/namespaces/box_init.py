@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from box_policy.sandbox.namespaces import messages, network, syscalls, workload
-from box_policy.sandbox.namespaces.diagnosis import explain
+from box_policy.sandbox.namespaces.diagnosis import describe
 from box_policy.sandbox.namespaces.filesystem import HostFiles, RootBuilder
 from box_policy.sandbox.namespaces.host_files import own_etc_files
 from box_policy.sandbox.namespaces.identity import Identity
@@ -51,10 +51,8 @@ def run(
         # No program of the box may trace this process or see what it has open.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         _Init(control, alive, user_namespace, seccomp).serve()
-    except OSError as error:
-        messages.send_last(control, {"event": "failed", "error": explain(error)})
     except BaseException as error:
-        messages.send_last(control, {"event": "failed", "error": f"internal error: {error!r}"})
+        messages.send_last(control, {"event": "failed", "error": describe(error)})
     finally:
         os._exit(1)
 

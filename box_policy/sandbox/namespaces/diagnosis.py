@@ -4,6 +4,8 @@ import errno
 import os
 from pathlib import Path
 
+from box_policy.sandbox.launcher import SandboxError
+
 # A file of /proc, the value that rules boxes out, and the remedy.
 _SWITCHES = (
     ("/proc/sys/user/max_user_namespaces", "0", "as root: sysctl user.max_user_namespaces=15000"),
@@ -16,6 +18,15 @@ _SWITCHES = (
     ),
 )
 _NOT_PERMITTED = (errno.EPERM, errno.EACCES)
+
+
+def describe(error: BaseException) -> str:
+    """One line for whatever ended the making of a box."""
+    if isinstance(error, SandboxError):
+        return str(error)
+    if isinstance(error, OSError):
+        return explain(error)
+    return f"internal error: {error!r}"
 
 
 def explain(error: OSError) -> str:

@@ -9,9 +9,9 @@ import socket
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from box_policy.sandbox.launcher import Listeners, SandboxError
+from box_policy.sandbox.launcher import Listeners
 from box_policy.sandbox.namespaces import box_init, filesystem, identity, messages, network, syscalls
-from box_policy.sandbox.namespaces.diagnosis import explain
+from box_policy.sandbox.namespaces.diagnosis import describe
 from box_policy.sandbox.namespaces.filesystem import Workdir
 from box_policy.sandbox.namespaces.host_files import EtcFiles
 from box_policy.sandbox.namespaces.identity import Identity
@@ -47,12 +47,8 @@ def run(control: socket.socket, zygote_pid: int, request: dict[str, Any], parts:
         os.close(own)
         _make_box(control, zygote_pid, request, parts)
         os._exit(0)
-    except SandboxError as error:
-        messages.send_last(control, {"event": "failed", "error": str(error)})
-    except OSError as error:
-        messages.send_last(control, {"event": "failed", "error": explain(error)})
     except BaseException as error:
-        messages.send_last(control, {"event": "failed", "error": f"internal error: {error!r}"})
+        messages.send_last(control, {"event": "failed", "error": describe(error)})
     finally:
         os._exit(1)
 
