@@ -16,7 +16,8 @@ async def serve(records: Path | None) -> None:
     """Serve the rig's box until the process is ended."""
     audit = Audit(JsonLines(records)) if records is not None else Audit()
     gate = EmbeddedGate(Settings(name_servers=[plan.ORIGIN]), audit)
-    gate.gate.put_policy("box", NetworkPolicy.parse({"mode": "custom", "allowed_domains": [plan.NAME]}))
+    policy = NetworkPolicy.parse({"mode": "custom", "allowed_domains": [plan.NAME]})
+    gate.gate.put_policy("box", gate.gate.compile(policy))
     gate.start()
     with socket.create_server(("0.0.0.0", plan.PROXY_PORT), backlog=4096) as listener:
         gate.gate.serve("box", tcp=[listener])

@@ -1,7 +1,7 @@
-"""One record a decision, and one more at the end of an allowed connection.
+"""One record a decision, one more at the end of an allowed connection, and one for each new policy.
 
-The fields and the words in them are fixed: the same record feeds the JSON log, the console and the
-table at the end of a run. ``docs/records.md`` describes them for operators.
+The fields and the words in them are fixed: the same record feeds the JSON log, the console, the stream
+of decisions and the table at the end of a run. ``docs/records.md`` describes them for operators.
 """
 
 import json
@@ -21,12 +21,27 @@ MAX_NAME = 255
 MAX_ADDRESSES = 16
 """Addresses of one resolution that a record lists."""
 
+MAX_DETAIL = 4096
+"""Characters of the detail of a policy's record; what is longer is cut and ends in an ellipsis."""
+
 _connection_numbers = count(1)
 
 
 class Event(StrEnum):
     DECISION = "decision"
     END = "end"
+    POLICY = "policy"
+
+
+class Outcome(StrEnum):
+    """What became of a policy that somebody offered."""
+
+    ACCEPTED = "accepted"
+    """It is in force."""
+    REFUSED = "refused"
+    """It isn't one, or can't be trusted; the one before stays in force."""
+    MISSING = "missing"
+    """Its file has gone; the one before stays in force."""
 
 
 class Protocol(StrEnum):
@@ -96,7 +111,7 @@ class Record:
     def as_dict(self) -> dict[str, object]:
         """The record with its fixed field names, empty fields left out."""
         fields: dict[str, object] = {
-            "time": datetime.fromtimestamp(self.time, UTC).isoformat(timespec="milliseconds"),
+            "time": timestamp(self.time),
             "event": self.event,
             "connection": self.connection,
             "box": self.box,
@@ -122,6 +137,49 @@ class Record:
     def as_json(self) -> str:
         """One line of ASCII JSON, without the line's end."""
         return json.dumps(self.as_dict(), separators=(",", ":"))
+
+
+@dataclass(slots=True, kw_only=True)
+class PolicyRecord:
+    """What became of a policy that was put, or that a file held."""
+
+    box: str
+    generation: int
+    """Of the policy that is in force now."""
+    outcome: Outcome
+    source: str
+    """Who offered it: ``control``, or the file's path."""
+    detail: str = ""
+    """What is wrong with it; what it is, and how many connections it cut."""
+    time: float = field(default_factory=time.time)
+    event: Event = Event.POLICY
+
+    def as_dict(self) -> dict[str, object]:
+        """The record with its fixed field names, empty fields left out."""
+        detail = self.detail if len(self.detail) <= MAX_DETAIL else self.detail[: MAX_DETAIL - 3] + "..."
+        fields: dict[str, object] = {
+            "time": timestamp(self.time),
+            "event": self.event,
+            "box": self.box,
+            "generation": self.generation,
+            "outcome": self.outcome,
+            "source": self.source,
+            "detail": detail or None,
+        }
+        return {key: value for key, value in fields.items() if value is not None}
+
+    def as_json(self) -> str:
+        """One line of ASCII JSON, without the line's end."""
+        return json.dumps(self.as_dict(), separators=(",", ":"))
+
+
+type Entry = Record | PolicyRecord
+"""What sinks are given."""
+
+
+def timestamp(seconds: float) -> str:
+    """A moment (seconds since the epoch) as ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def listed(addresses: Iterable[IPv4Address | IPv6Address]) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from box_policy.audit.records import Event, Record
+from box_policy.audit.records import Entry, Event, Outcome, PolicyRecord
+from box_policy.policy.reasons import Reason
 
-type Sink = Callable[[Record], None]
+type Sink = Callable[[Entry], None]
 
 MAX_QUEUED = 65_536
 """Records that wait for a slow log. Past that they are counted, and the count is written."""
@@ -33,7 +34,7 @@ class Audit:
     def add(self, sink: Sink) -> None:
         self._sinks.append(sink)
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Entry) -> None:
         for sink in self._sinks:
             sink(record)
 
@@ -45,13 +46,13 @@ class _Written:
     """
 
     def __init__(self, name: str) -> None:
-        self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self.lost = 0
         """Records that were never written."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Entry) -> None:
         if self._queue.qsize() < MAX_QUEUED:
             self._queue.put(record)
         else:
@@ -83,7 +84,7 @@ class _Written:
             except (OSError, ValueError):
                 self.lost += len(records)  # the disk is full, or the reader has gone
 
-    def _line(self, record: Record) -> str | None:
+    def _line(self, record: Entry) -> str | None:
         raise NotImplementedError
 
     def _lost_line(self, count: int) -> str:
@@ -113,7 +114,7 @@ class JsonLines(_Written):
         if not self._thread.is_alive():  # else it is still stuck in a write, and needs the descriptor
             os.close(self._fd)
 
-    def _line(self, record: Record) -> str:
+    def _line(self, record: Entry) -> str:
         return record.as_json()
 
     def _lost_line(self, count: int) -> str:
@@ -140,12 +141,15 @@ class Console(_Written):
     def _lost_line(self, count: int) -> str:
         return f"({count} decisions not shown)"
 
-    def _line(self, record: Record) -> str | None:
-        if record.event is not Event.DECISION:
+    def _line(self, record: Entry) -> str | None:
+        if isinstance(record, PolicyRecord):
+            return _policy_line(record)
+        if record.event is not Event.DECISION and record.reason is not Reason.POLICY_CHANGED:
             return None
-        verdict = "allow" if record.allowed else "deny "
+        cut = record.event is Event.END
+        verdict = "cut  " if cut else "allow" if record.allowed else "deny "
         if self._colour:
-            verdict = f"\x1b[{32 if record.allowed else 31}m{verdict}\x1b[0m"
+            verdict = f"\x1b[{32 if record.allowed and not cut else 31}m{verdict}\x1b[0m"
         target = record.name or record.claimed_address or "?"
         if record.claimed_port is not None:
             target += f":{record.claimed_port}"
@@ -153,8 +157,15 @@ class Console(_Written):
         if record.dialled and record.dialled != record.claimed_address:
             parts.append(f"-> {record.dialled}")
         parts.append(f"({record.rule or record.reason})")
-        if not record.allowed and record.rule:
+        if record.rule and (cut or not record.allowed):
             parts.append(record.reason)
         if record.mismatch:
             parts.append(f"claimed {record.claimed_address}")
         return " ".join(parts)
+
+
+def _policy_line(record: PolicyRecord) -> str:
+    said = f": {record.detail}" if record.detail else ""
+    if record.outcome is Outcome.ACCEPTED:
+        return f"policy {record.box} generation {record.generation} from {record.source}{said}"
+    return f"policy {record.box} {record.outcome}, generation {record.generation} stays{said}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import IO, Final
 
-from box_policy.audit.records import Event, Protocol, Record
+from box_policy.audit.records import Entry, Event, PolicyRecord, Protocol, Record
 from box_policy.policy.reasons import Reason
 
 MAX_ROWS: Final = 500
@@ -34,7 +34,9 @@ class Denials:
         self._rows: dict[tuple[str, Reason], Denial] = {}
         self.left_out = 0
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Entry) -> None:
+        if isinstance(record, PolicyRecord):
+            return
         if record.allowed or record.event is not Event.DECISION or record.reason in _NOT_THE_POLICY:
             return
         target = record.name or record.claimed_address or "?"

@@ -2,10 +2,7 @@
 
 import ipaddress
 import json
-import re
 import socket
-from dataclasses import dataclass
-from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated
 
@@ -17,30 +14,8 @@ from rich.text import Text
 from box_policy.cli.check import read_or_exit
 from box_policy.cli.errors import USAGE
 from box_policy.policy.addresses import Address, AddressSet, InvalidCidr
-from box_policy.policy.domains import InvalidName, canonical_name
-from box_policy.policy.quoting import quoted
 from box_policy.policy.rules import CompiledPolicy, Operator, Verdict
-
-_TYPE_A = 1
-_SCHEME_PORTS = {"http": 80, "https": 443}
-# Not urllib: that takes hosts and ports which no client would connect to, and forgives what is around them.
-_URL = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#\\@]*)(?:[/?#].*)?", re.IGNORECASE | re.DOTALL)
-_AUTHORITY = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
-
-
-class InvalidTarget(ValueError):
-    """The text is no target. The message says what is wrong with it, and what to write."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Something that a box may try."""
-
-    text: str
-    destination: str | Address
-    """A canonical name, or an address."""
-    port: int | None
-    """None for a DNS question."""
+from box_policy.policy.targets import InvalidTarget, Target, judge_target, parse_target, verdict_fields
 
 
 def explain(
@@ -75,62 +50,20 @@ def explain(
         typer.echo(f"explain: {error}", err=True)
         raise typer.Exit(USAGE) from None
     policy = CompiledPolicy(read_or_exit(file), Operator(private_ranges=ranges))
-    verdicts = [(target, judge(policy, target, resolve=resolve)) for target in parsed]
+    verdicts = [(target, _judge(policy, target, resolve)) for target in parsed]
     if as_json:
         for target, verdict in verdicts:
-            typer.echo(json.dumps(_as_json(target, verdict)))
+            typer.echo(json.dumps(verdict_fields(target, verdict)))
     else:
         _print(verdicts)
     raise typer.Exit(0 if all(verdict.allowed for _, verdict in verdicts) else 1)
 
 
-def parse_target(text: str) -> Target:
-    """The target that ``text`` names.
-
-    Raises:
-        InvalidTarget: it names none.
-    """
-    if text.lower().startswith("dns:"):
-        return Target(text, _name(text, text[4:]), None)
-    url = _URL.fullmatch(text)
-    authority = _AUTHORITY.fullmatch(url["authority"] if url else text)
-    if authority is None or ("://" in text and url is None):
-        raise InvalidTarget(
-            f"{quoted(text)} is no target; write https://host, host:port, [address]:port or dns:name"
-        )
-    port = int(authority["port"]) if authority["port"] else _SCHEME_PORTS[url["scheme"].lower()] if url else 0
-    if authority["port"] is None and url is None:
-        raise InvalidTarget(f"{quoted(text)} has no port; write https://{text}, {text}:443 or dns:{text}")
-    if not 1 <= port <= 65535:
-        raise InvalidTarget(f"{quoted(text)}: ports are 1 to 65535")
-    if authority["v6"] is not None:
-        try:
-            return Target(text, IPv6Address(authority["v6"]), port)
-        except ValueError:
-            raise InvalidTarget(f"{quoted(text)}: {quoted(authority['v6'])} is not an IPv6 address") from None
-    try:
-        return Target(text, ipaddress.IPv4Address(authority["host"]), port)
-    except ValueError:
-        return Target(text, _name(text, authority["host"]), port)
-
-
-def judge(policy: CompiledPolicy, target: Target, *, resolve: bool) -> Verdict:
-    """The verdict on ``target``, by the policy's own rules. The DNS is asked only with ``resolve``."""
-    if not isinstance(target.destination, str):
-        return policy.judge_address(target.destination)
-    name = target.destination
-    if target.port is None:
-        verdict = policy.judge_question(name, _TYPE_A)
-        return policy.judge_answer(name, _addresses(name)) if verdict.allowed and resolve else verdict
-    verdict = policy.judge_name(name)
-    return policy.judge_resolution(name, _addresses(name)) if verdict.allowed and resolve else verdict
-
-
-def _name(target: str, host: str) -> str:
-    try:
-        return canonical_name(host)
-    except InvalidName as error:
-        raise InvalidTarget(f"{quoted(target)}: {error}") from None
+def _judge(policy: CompiledPolicy, target: Target, resolve: bool) -> Verdict:
+    verdict = judge_target(policy, target)
+    if resolve and verdict.allowed and isinstance(target.destination, str):
+        return judge_target(policy, target, _addresses(target.destination))
+    return verdict
 
 
 def _addresses(name: str) -> list[Address]:
@@ -139,17 +72,6 @@ def _addresses(name: str) -> list[Address]:
     except OSError:
         return []
     return [ipaddress.ip_address(sockaddr[0]) for *_, sockaddr in found]
-
-
-def _as_json(target: Target, verdict: Verdict) -> dict[str, object]:
-    return {
-        "target": target.text,
-        "allowed": verdict.allowed,
-        "reason": verdict.reason.value,
-        "rule": verdict.rule,
-        "addresses": [str(address) for address in verdict.addresses],
-        "dropped": [str(address) for address in verdict.dropped],
-    }
 
 
 def _print(verdicts: list[tuple[Target, Verdict]]) -> None:

@@ -297,7 +297,7 @@ async def _run_in_box(asked: _Run, audit: Audit, signals: _Signals) -> int:
         embedded = EmbeddedGate(settings, audit)
         cleanup.push_async_callback(embedded.close)
         embedded.start()
-        embedded.gate.put_policy(box.id, asked.policy)
+        embedded.gate.put_policy(box.id, embedded.gate.compile(asked.policy))
         sockets = box.listeners
         embedded.gate.serve(box.id, tcp=sockets.tcp, dns_udp=sockets.dns_udp, dns_tcp=sockets.dns_tcp)
         return await _run_program(asked, box, signals)

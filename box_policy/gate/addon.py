@@ -161,11 +161,11 @@ class EgressPolicy:
     def _operator_values(self) -> list[object]:
         return [getattr(ctx.options, name) for name in _OPERATOR_OPTIONS]
 
-    def put_policy(self, policy: NetworkPolicy, box_id: str = DEFAULT_BOX) -> int:
-        """Put a policy in force. Returns the box's generation."""
+    def put_policy(self, policy: NetworkPolicy, box_id: str = DEFAULT_BOX) -> None:
+        """Put a policy in force."""
         if self.gate is None:
             raise RuntimeError("the gate isn't configured yet")
-        return self.gate.put_policy(box_id, policy)
+        self.gate.put_policy(box_id, self.gate.compile(policy))
 
     # Serving.
 

@@ -16,10 +16,10 @@ class Live(Protocol):
 class GatedBox:
     """One box. ``policy`` and ``generation`` change together, between two events of the loop."""
 
-    def __init__(self, box_id: str, policy: CompiledPolicy) -> None:
+    def __init__(self, box_id: str, policy: CompiledPolicy, generation: int) -> None:
         self.id = box_id
         self.policy = policy
-        self.generation = 1
+        self.generation = generation
         self.live: set[Live] = set()
         self.pending = 0
         """Connections and requests without a verdict yet."""
@@ -28,11 +28,11 @@ class GatedBox:
         self.dns_connections = 0
         self._limit_recorded = float("-inf")
 
-    def put_policy(self, policy: CompiledPolicy) -> int:
-        """Replace the policy in force. Returns the new generation."""
+    def put_policy(self, policy: CompiledPolicy, generation: int) -> int:
+        """Replace the policy in force."""
         self.policy = policy
-        self.generation += 1
-        return self.generation
+        self.generation = generation
+        return 0
 
     def may_record_limit(self, now: float) -> bool:
         """True once a second: what a box does at its caps must not fill the log."""

@@ -80,14 +80,20 @@ class Gate:
         loop.add_reader(self.lane.fileno(), self.lane.run_ready)
         self._sweeper = loop.call_later(_SWEEP_INTERVAL, self._sweep)
 
-    def put_policy(self, box_id: str, policy: NetworkPolicy) -> int:
-        """Put a policy in force for a box, known or new. Returns the box's generation."""
-        compiled = CompiledPolicy(policy, self._operator)
+    def compile(self, policy: NetworkPolicy) -> CompiledPolicy:
+        """The policy in the form that judges, with what the operator sets. May be called from any thread."""
+        return CompiledPolicy(policy, self._operator)
+
+    def put_policy(self, box_id: str, policy: CompiledPolicy, generation: int = 1) -> int:
+        """Put a policy in force for a box, known or new, and cut what it no longer allows.
+
+        Returns how many connections were cut. When it returns, they are.
+        """
         box = self.boxes.get(box_id)
         if box is None:
-            self.boxes[box_id] = GatedBox(box_id, compiled)
-            return 1
-        return box.put_policy(compiled)
+            self.boxes[box_id] = GatedBox(box_id, policy, generation)
+            return 0
+        return box.put_policy(policy, generation)
 
     def serve(
         self,
@@ -138,7 +144,7 @@ class Gate:
         box = self.boxes.pop(box_id, None)
         if box is not None:
             # Whatever still holds the box, on its way between two states, is denied from now on.
-            box.put_policy(CompiledPolicy(NetworkPolicy.parse("deny-all"), self._operator))
+            box.policy = self.compile(NetworkPolicy.parse("deny-all"))
             box.cut_all(Reason.BOX_CLOSED)
 
     def stop(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from box_policy.audit.records import MAX_NAME, Event, Protocol, Record, escape_name
+from box_policy.audit.records import MAX_NAME, Entry, Event, Protocol, Record, escape_name
 from box_policy.audit.sinks import Audit, Console, JsonLines
 from box_policy.policy.reasons import Reason
 
@@ -65,7 +65,7 @@ def test_the_log_is_appended_to_and_no_link_is_followed(tmp_path: Path) -> None:
 
 
 def test_a_sink_that_fails_is_not_ignored() -> None:
-    def broken(_: Record) -> None:
+    def broken(_: Entry) -> None:
         raise RuntimeError("no sink")
 
     with pytest.raises(RuntimeError):

@@ -9,7 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from box_policy.cli.explain import InvalidTarget, explain, parse_target
+from box_policy.cli.explain import explain
+from box_policy.policy.targets import InvalidTarget, parse_target
 
 app = typer.Typer()
 app.command("explain")(explain)

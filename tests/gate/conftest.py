@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from box_policy.audit.records import Event, Record
+from box_policy.audit.records import Entry, Event, Record
 from box_policy.audit.sinks import Audit
 from box_policy.gate.destination import Destination
 from box_policy.gate.embedded import EmbeddedGate
@@ -80,12 +80,15 @@ class GateUnderTest:
     may_fail: bool = False
     """The test breaks something in the gate itself, which logs it."""
 
-    def note(self, record: Record) -> None:
-        self.records.append(record)
+    def note(self, record: Entry) -> None:
+        if isinstance(record, Record):
+            self.records.append(record)
         self.recorded.set()
 
     def put_policy(self, policy: object) -> None:
-        self.embedded.gate.put_policy(BOX, NetworkPolicy.parse(policy))
+        gate = self.embedded.gate
+        generation = gate.boxes[BOX].generation + 1 if BOX in gate.boxes else 1
+        gate.put_policy(BOX, gate.compile(NetworkPolicy.parse(policy)), generation)
 
     async def claim(self, address: str, port: int) -> Client:
         """Connect as a box would to that address."""
