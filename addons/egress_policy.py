@@ -1,6 +1,6 @@
 """Loaded by ``mitmdump -s addons/egress_policy.py --set box_policy_file=policy.yaml``."""
 
-from box_policy.control.file_source import PolicyFile
+from box_policy.control.addon import PolicyFile
 from box_policy.gate.addon import EgressPolicy
 
 egress_policy = EgressPolicy()

@@ -1,4 +1,4 @@
-"""The policy of a mitmproxy with the addon, from a file."""
+"""The mitmproxy addon that brings policies to the gate: the option ``box_policy_file``."""
 
 from pathlib import Path
 from typing import NoReturn, Protocol
