@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from box_policy.audit.records import Protocol, escape_name
 from box_policy.gate.boxes import GatedBox
-from box_policy.gate.claim import Claim, HandedOver
+from box_policy.gate.claim import NAME_MAY_DECIDE, Claim, HandedOver
 from box_policy.gate.destination import Destination, original_destination
 from box_policy.gate.dial import Dial
 from box_policy.gate.farewell import Farewell
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _READ_SIZE: Final = 16 * 1024
-
-_NAME_MAY_DECIDE: Final = (Reason.ADDRESS_NOT_ALLOWED, Reason.DENY_ALL)
-"""Denials of a bare address after which the first bytes are looked at: a name may allow it, or the
-client can be told in its own protocol."""
 
 _FAULTS: Final = {
     Fault.INVALID: Reason.HELLO_INVALID,
@@ -63,7 +59,7 @@ class Arrival:
         verdict = self._claim.box.policy.judge_address(self._claim.destination.address)
         if verdict.allowed:
             self._dial(verdict, received)
-        elif verdict.reason not in _NAME_MAY_DECIDE:
+        elif verdict.reason not in NAME_MAY_DECIDE:
             self._deny(verdict)
         else:
             self._hello = ClientHelloReader()
@@ -95,6 +91,16 @@ class Arrival:
 
     def cut(self, reason: Reason) -> None:
         self._end(Verdict.denied(reason))
+
+    def judge_again(self) -> bool:
+        denial = self._claim.final_denial()
+        if denial is not None:
+            self._end(Verdict.denied(Reason.POLICY_CHANGED, denial.rule))
+            return True
+        verdict = self._claim.box.policy.judge_address(self._claim.destination.address)
+        if verdict.allowed and self._hello is not None and not self._resolving:
+            self._dial(verdict, bytes(self._hello.received))
+        return False
 
     def _take(self, data: bytes) -> None:
         hello = self._hello

@@ -1,9 +1,12 @@
 """A box as the gate sees it: its policy in force, and what is open on its behalf."""
 
+import logging
 from typing import Protocol
 
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import CompiledPolicy
+
+log = logging.getLogger(__name__)
 
 
 class Live(Protocol):
@@ -11,6 +14,10 @@ class Live(Protocol):
 
     def cut(self, reason: Reason) -> None:
         """End it at once, with RST both ways and a record. Repeating it does nothing."""
+
+    def judge_again(self) -> bool:
+        """The box has a new policy: go on if it allows what is open, or what is not yet decided; else end
+        it as ``cut`` does, with ``POLICY_CHANGED``. True if it was ended."""
 
 
 class GatedBox:
@@ -21,18 +28,21 @@ class GatedBox:
         self.policy = policy
         self.generation = generation
         self.live: set[Live] = set()
+        """Connections, from accept to close."""
+        self.asking: set[Live] = set()
+        """DNS questions that upstream has been asked."""
         self.pending = 0
         """Connections and requests without a verdict yet."""
         self.questions = 0
-        """DNS questions being asked."""
+        """DNS questions that are not answered yet."""
         self.dns_connections = 0
         self._limit_recorded = float("-inf")
 
     def put_policy(self, policy: CompiledPolicy, generation: int) -> int:
-        """Replace the policy in force."""
+        """Replace the policy in force, and end what it no longer allows. Returns how much that was."""
         self.policy = policy
         self.generation = generation
-        return 0
+        return sum(map(_ended_by_new_policy, [*self.live, *self.asking]))
 
     def may_record_limit(self, now: float) -> bool:
         """True once a second: what a box does at its caps must not fill the log."""
@@ -45,3 +55,16 @@ class GatedBox:
         """End everything that is open."""
         for live in list(self.live):
             live.cut(reason)
+
+
+def _ended_by_new_policy(live: Live) -> bool:
+    """Whatever goes wrong with one, the others have their turn."""
+    try:
+        return live.judge_again()
+    except Exception:
+        log.exception("a connection could not be judged again and is closed")
+        try:
+            live.cut(Reason.INTERNAL_ERROR)
+        except Exception:
+            log.exception("a connection that failed in the gate could not be closed")
+        return True

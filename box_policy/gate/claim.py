@@ -3,6 +3,7 @@
 import socket
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from box_policy.audit.records import Event, Protocol, Record, escape_name, listed, next_connection
 from box_policy.gate.boxes import GatedBox
@@ -10,6 +11,10 @@ from box_policy.gate.destination import Destination
 from box_policy.policy.addresses import Address
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import Verdict
+
+NAME_MAY_DECIDE: Final = (Reason.ADDRESS_NOT_ALLOWED, Reason.DENY_ALL)
+"""Denials of a bare address after which the first bytes are looked at: a name may allow it, or the
+client can be told in its own protocol."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +67,33 @@ class Claim:
         record.bytes_down = down
         record.duration = time.monotonic() - self.accepted
         return record
+
+    def final_denial(self) -> Verdict | None:
+        """The denial that is certain before this claim has come to a dial; None while there is hope.
+
+        Without a name there is, as long as the policy allows any.
+        """
+        policy = self.box.policy
+        verdict = policy.judge_address(self.destination.address)
+        if verdict.reason is Reason.ADDRESS_NOT_ALLOWED and self.name is not None:
+            verdict = policy.judge_name(self.name)
+        elif verdict.reason is Reason.ADDRESS_NOT_ALLOWED:
+            return None
+        return None if verdict.allowed else verdict
+
+    def judge_again(self, dialled: Address) -> Verdict:
+        """What the policy in force says to this claim, now that it has come to a connection to ``dialled``.
+
+        What was allowed by address alone has no name: none was read.
+        """
+        policy = self.box.policy
+        claimed = policy.judge_address(self.destination.address)
+        if not claimed.allowed and claimed.reason not in NAME_MAY_DECIDE:
+            return claimed
+        by_address = policy.judge_address(dialled)
+        if by_address.allowed or self.name is None:
+            return by_address
+        return policy.judge_resolution(self.name, (dialled,))
 
     def _recorded_name(self) -> str | None:
         if self.name_as_sent is not None:

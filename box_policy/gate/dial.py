@@ -30,7 +30,7 @@ class Dial:
     """Connects to the addresses of a verdict, one after the other, as literals. Owns both sockets."""
 
     __slots__ = (
-        "_addresses", "_claim", "_client", "_done", "_error", "_generation", "_lane", "_received", "_server",
+        "_addresses", "_claim", "_client", "_done", "_error", "_lane", "_received", "_server",
         "_watcher", "first", "target",
     )  # fmt: skip
 
@@ -43,7 +43,6 @@ class Dial:
         self._client = client
         self._claim = claim
         self._received = received
-        self._generation = claim.box.generation
         self._addresses = in_dialling_order(verdict.addresses, claim.destination.address)[:MAX_TRIED]
         self._server: socket.socket | None = None
         self._error = ""
@@ -80,11 +79,22 @@ class Dial:
         self.cut(Reason.INTERNAL_ERROR)
 
     def cut(self, reason: Reason) -> None:
+        self._end(Verdict.denied(reason))
+
+    def judge_again(self) -> bool:
+        verdict = self._claim.judge_again(self.target)
+        if not verdict.allowed:
+            self._end(Verdict.denied(Reason.POLICY_CHANGED, verdict.rule))
+            return True
+        self._addresses = [address for address in self._addresses if self._claim.judge_again(address).allowed]
+        return False
+
+    def _end(self, verdict: Verdict) -> None:
         if self._leave():
             if self._server is not None:
                 reset(self._server)
             reset(self._client)
-            self._record_end(reason)
+            self._record_end(verdict)
 
     def _next(self) -> None:
         while self._addresses:
@@ -118,26 +128,15 @@ class Dial:
         self._next()
 
     def _connected(self, server: socket.socket) -> None:
-        claim = self._claim
-        if claim.box.generation != self._generation and not self._judge_again().allowed:
-            self.cut(Reason.POLICY_CHANGED)
-            return
         self._leave(watched=True)
         try:
-            relayed = Relayed(self._lane, claim, self.target)
+            relayed = Relayed(self._lane, self._claim, self.target)
             relayed.begin(self._client, server, self._received)
         except OSError as error:
             self._error = f"{self.target}: {error.strerror}"
             self._unwatch()
             server.close()
             self._fail()
-
-    def _judge_again(self) -> Verdict:
-        """The policy has changed while the dial was under way."""
-        policy = self._claim.box.policy
-        if self._claim.name is None:
-            return policy.judge_address(self.target)
-        return policy.judge_resolution(self._claim.name, (self.target,))
 
     def _fail(self) -> None:
         """No address is left: the client is told that it isn't the policy's doing."""
@@ -146,7 +145,7 @@ class Dial:
             Farewell(self._lane, self._client, self._claim.box, fatal_alert(INTERNAL_ERROR)).begin()
         else:
             reset(self._client)
-        self._record_end(Reason.UPSTREAM_FAILED)
+        self._record_end(Verdict.denied(Reason.UPSTREAM_FAILED))
 
     def _unwatch(self) -> None:
         self._lane.poller.unregister(self._client.fileno())
@@ -165,11 +164,9 @@ class Dial:
         self._claim.box.live.discard(self)
         return True
 
-    def _record_end(self, reason: Reason) -> None:
+    def _record_end(self, verdict: Verdict) -> None:
         try:
-            self._lane.audit(
-                self._claim.end(Verdict.denied(reason), dialled=self.target, up=0, down=0, detail=self._error)
-            )
+            self._lane.audit(self._claim.end(verdict, dialled=self.target, up=0, down=0, detail=self._error))
         except Exception:
             log.exception("the end of a connection could not be recorded")
 
@@ -193,13 +190,14 @@ class _ClientWatcher:
 class Relayed:
     """A relayed connection, as the box's list of live ones sees it."""
 
-    __slots__ = ("_claim", "_lane", "_pair", "_target")
+    __slots__ = ("_claim", "_lane", "_pair", "_rule", "_target")
 
     def __init__(self, lane: "Lane", claim: Claim, target: Address) -> None:
         self._lane = lane
         self._claim = claim
         self._target = target
         self._pair: Pair | None = None
+        self._rule = ""
 
     def begin(self, client: socket.socket, server: socket.socket, received: bytes) -> None:
         self._pair = self._lane.relay.start(client, server, received, self._closed)
@@ -209,11 +207,18 @@ class Relayed:
         if self._pair is not None:
             self._pair.close(reason)
 
+    def judge_again(self) -> bool:
+        verdict = self._claim.judge_again(self._target)
+        if verdict.allowed:
+            return False
+        self._rule = verdict.rule
+        self.cut(Reason.POLICY_CHANGED)
+        return True
+
     def _closed(self, pair: Pair, reason: Reason) -> None:
         self._claim.box.live.discard(self)
-        end = self._claim.end(
-            Verdict.denied(reason), dialled=self._target, up=pair.up.carried, down=pair.down.carried
-        )
+        verdict = Verdict.denied(reason, self._rule)
+        end = self._claim.end(verdict, dialled=self._target, up=pair.up.carried, down=pair.down.carried)
         try:
             self._lane.audit(end)
         except Exception:

@@ -175,10 +175,12 @@ class DnsServer:
             self._record(box, question, verdict, detail="answered as empty")
             return write_answer(question, Rcode.NOERROR)
 
-        answer = await self._resolver.ask(name, question.type)
+        answer = await self._ask(box, name, question.type)
         # The policy may have changed while the answer was awaited.
         verdict = box.policy.judge_question(name, question.type)
-        if not verdict.allowed:
+        if answer is None:
+            verdict = Verdict.denied(Reason.POLICY_CHANGED, "" if verdict.allowed else verdict.rule)
+        if not verdict.allowed or answer is None:
             return self._refuse(box, question, verdict)
         if answer.error:
             self._record(box, question, Verdict.denied(Reason.RESOLUTION_FAILED), detail=answer.error)
@@ -189,6 +191,19 @@ class DnsServer:
         self._record(box, question, verdict)
         rcode = Rcode.NXDOMAIN if answer.rcode == dns.rcode.NXDOMAIN else Rcode.NOERROR
         return write_answer(question, rcode, records=answer.records, ttl=answer.ttl, max_size=max_size)
+
+    async def _ask(self, box: GatedBox, name: str, kind: int) -> Answer | None:
+        """Ask upstream. None if a new policy of the box's ends the wait."""
+        try:
+            async with asyncio.timeout(None) as wait:
+                asked = _Asked(box, name, kind, wait)
+                box.asking.add(asked)
+                try:
+                    return await self._resolver.ask(name, kind)
+                finally:
+                    box.asking.discard(asked)
+        except TimeoutError:
+            return None
 
     def _answer_addresses(
         self, box: GatedBox, question: Question, name: str, answer: Answer, max_size: int
@@ -256,9 +271,31 @@ class _Visit:
     def cut(self, reason: Reason) -> None:
         self.task.cancel(reason)
 
+    def judge_again(self) -> bool:
+        return False  # each question on it is judged by itself
+
     def leave(self, _: asyncio.Task[None]) -> None:
         self._box.live.discard(self)
         self._box.dns_connections -= 1
+
+
+class _Asked:
+    """A question that upstream has been asked."""
+
+    def __init__(self, box: GatedBox, name: str, kind: int, wait: asyncio.Timeout) -> None:
+        self._box = box
+        self._name = name
+        self._kind = kind
+        self._wait = wait
+
+    def cut(self, reason: Reason) -> None:
+        self._wait.reschedule(asyncio.get_running_loop().time())
+
+    def judge_again(self) -> bool:
+        if self._box.policy.judge_question(self._name, self._kind).allowed:
+            return False
+        self.cut(Reason.POLICY_CHANGED)
+        return True
 
 
 def _send(sock: socket.socket, message: bytes, receiver: Any) -> None:

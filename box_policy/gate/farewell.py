@@ -71,3 +71,6 @@ class Farewell:
         if not self._done:
             reset_on_close(self._sock)
             self.overdue()
+
+    def judge_again(self) -> bool:
+        return False  # it is refused already, whatever is allowed now

@@ -24,10 +24,11 @@ from mitmproxy.proxy.server import ConnectionIO
 
 from box_policy.audit.sinks import Audit
 from box_policy.gate.boxes import GatedBox
-from box_policy.gate.claim import Claim, HandedOver
+from box_policy.gate.claim import NAME_MAY_DECIDE, Claim, HandedOver
 from box_policy.gate.dial import MAX_TRIED, in_dialling_order
 from box_policy.gate.http_layer import SWITCHING_PROTOCOLS, GateHttpLayer, HttpWatch
 from box_policy.gate.http_request import Refused, error_response, make_forwardable, read_target, recorded_host
+from box_policy.gate.http_upstreams import Upstreams
 from box_policy.gate.limits import Limits
 from box_policy.gate.own_addresses import address_family
 from box_policy.gate.readers import CountingReader, GatedReader
@@ -66,13 +67,15 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._audit = audit
         self._limits = limits
         self._refusal: bytes | None = None
+        self._judging: Claim | None = None  # of the request that has no verdict yet
         self._allowed: list[Address] = []  # what the request under way may be sent to
-        self._generation = 0
         self._name = ""
         self._wants_websocket = False
         self._ended: Reason | None = None
+        self._rule = ""  # that ended it
         self._dialled: Address | None = None
         self._allowed_claim: Claim | None = None  # of the last request that was let through
+        self._upstreams = Upstreams()
         self._down = 0
         self._timer: asyncio.TimerHandle | None = None
         self._writers = [writer]
@@ -98,7 +101,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             self._stop_timer()
             self._abort()
             if self._allowed_claim is not None:
-                end = Verdict.denied(self._ended or Reason.CLOSED)
+                end = Verdict.denied(self._ended or Reason.CLOSED, self._rule)
                 self._audit(
                     self._allowed_claim.end(
                         end, dialled=self._dialled, up=self._reader.count, down=self._down
@@ -116,6 +119,34 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         for handler in handlers:
             if handler is not None:
                 handler.cancel(reason)
+
+    def judge_again(self) -> bool:
+        """The box has a new policy. What it no longer allows ends; the rest goes on."""
+        if self._ended is not None or self._refusal is not None:
+            return False
+        denial = self._denial()
+        if denial is not None:
+            verdict = Verdict.denied(Reason.POLICY_CHANGED, denial.rule)
+            claim, self._judging = self._judging, None
+            if claim is not None or self._allowed_claim is None:
+                self._record(claim or self._claim, verdict)
+            self._rule = denial.rule
+            self.cut(Reason.POLICY_CHANGED)
+            return True
+        claim = self._allowed_claim
+        if claim is not None:
+            self._allowed = [address for address in self._allowed if claim.judge_again(address).allowed]
+        self._upstreams.judge_again()  # of earlier requests, and kept for others
+        return False
+
+    def _denial(self) -> Verdict | None:
+        """What the policy in force has against the request under way, or else against the last one."""
+        if self._judging is not None:
+            return self._judging.final_denial()
+        if self._allowed_claim is None or self._dialled is None:
+            return self._claim.final_denial()
+        verdict = self._allowed_claim.judge_again(self._dialled)
+        return None if verdict.allowed else verdict
 
     def _abort(self) -> None:
         """Drop every socket that this connection ever had: mitmproxy forgets one before it is closed."""
@@ -191,8 +222,11 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
                 raise Refused(403, Reason.LIMIT)
             target = read_target(flow.request, self._claim.destination)
             claim.name, claim.name_as_sent = target.name, target.as_sent
-            verdict = claim.box.policy.judge_name(target.name)
-            if verdict.allowed:
+            self._judging = claim
+            verdict = claim.box.policy.judge_address(claim.destination.address)
+            if verdict.reason in NAME_MAY_DECIDE:
+                verdict = claim.box.policy.judge_name(target.name)
+            if verdict.allowed and not verdict.addresses:
                 resolution = await self._resolver.addresses(target.name)
                 claim.resolved = resolution.addresses
                 # Judged from the start again: the policy may have changed while the answer was awaited.
@@ -207,23 +241,26 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         except Refused as refused:
             if refused.reason is not verdict.reason:
                 verdict = Verdict.denied(refused.reason)
-            self._kill(flow, self._refuse(claim, refused, verdict))
+            cut = self._ended is not None and self._judging is not claim
+            self._kill(flow, b"" if cut else self._refuse(claim, refused, verdict))
         except Exception:
             log.exception("a request failed in the gate and is refused")
             self._record(claim, Verdict.denied(Reason.INTERNAL_ERROR))
             self._kill(flow, error_response(502, Reason.INTERNAL_ERROR))
         finally:
+            self._judging = None
             self._box.pending -= 1
 
     def _let_through(self, flow: http.HTTPFlow, claim: Claim, verdict: Verdict) -> None:
         addresses = in_dialling_order(verdict.addresses, claim.destination.address)
         port = claim.destination.port
-        chosen = next((address for address in addresses if self._upstream(address, port)), addresses[0])
+        chosen = next((found for found in addresses if self._upstreams.find(found, port)), addresses[0])
         self._audit(claim.decision(verdict, dialled=chosen))
+        if (upstream := self._upstreams.find(chosen, port)) is not None:
+            self._upstreams.use(upstream, claim)
         self._allowed_claim = claim
         self._dialled = chosen
         self._allowed = addresses
-        self._generation = claim.box.generation
         self._name = claim.name or ""
         self._wants_websocket = make_forwardable(flow.request)
         # Through .data: the property would rewrite the Host header as well.
@@ -271,19 +308,11 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     # Dialling.
 
-    def _upstream(self, address: Address, port: int) -> bool:
-        """Is a connection to it open, to be used again?"""
-        return any(
-            isinstance(connection, Server)
-            and connection.address == (str(address), port)
-            and connection.state is ConnectionState.OPEN
-            for connection in self.transports
-        )
-
     def _must_dial(self, flow: http.HTTPFlow) -> bool:
         data = flow.request.data
         return not any(
-            str(address) == data.host and self._upstream(address, data.port) for address in self._allowed
+            str(address) == data.host and self._upstreams.find(address, data.port)
+            for address in self._allowed
         )
 
     async def open_connection(self, command: commands.OpenConnection) -> None:
@@ -308,11 +337,13 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._writers.append(writer)
         upstream = CountingReader(reader)
         self.transports[server] = ConnectionIO(asyncio.current_task(), upstream, writer)  # type: ignore[arg-type]
+        self._upstreams.add(server, self._allowed_claim or self._claim, writer)
         await self.handle_hook(server_hooks.ServerConnectedHook(hook))
         await self.server_event(events.OpenConnectionCompleted(command, None))
         try:
             await self.handle_connection(server)
         finally:
+            self._upstreams.remove(server)
             self._down += upstream.count
             server.timestamp_end = time.time()
             await self.handle_hook(server_hooks.ServerDisconnectedHook(hook))
@@ -326,6 +357,9 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         error = ""
         server.timestamp_start = time.time()
         for address in addresses:
+            if address not in self._allowed:
+                continue  # by a policy that came while another was tried
+            self._dialled = address
             try:
                 sock = socket.socket(address_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             except OSError as failure:
@@ -349,16 +383,11 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
                     reset(sock)
                     return None, Reason.POLICY_CHANGED
                 server.address = (str(address), port)
-                self._dialled = address
                 return sock, ""
         return None, error
 
     def _still_allowed(self, address: Address) -> bool:
-        if self._ended is not None or address not in self._allowed:
-            return False
-        if self._generation == self._box.generation:
-            return True
-        return self._box.policy.judge_resolution(self._name, (address,)).allowed
+        return self._ended is None and address in self._allowed
 
     # Time.
 

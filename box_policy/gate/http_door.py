@@ -76,7 +76,19 @@ class _Visit:
         if self.handler is not None:
             self.handler.cut(reason)
         elif self.task.cancel(reason):
-            self._audit(self.handed_over.claim.decision(Verdict.denied(reason)))
+            self._record(Verdict.denied(reason))
+
+    def judge_again(self) -> bool:
+        if self.handler is not None:
+            return self.handler.judge_again()
+        denial = self.handed_over.claim.final_denial()
+        if denial is None or not self.task.cancel(Reason.POLICY_CHANGED):
+            return False
+        self._record(Verdict.denied(Reason.POLICY_CHANGED, denial.rule))
+        return True
+
+    def _record(self, verdict: Verdict) -> None:
+        self._audit(self.handed_over.claim.decision(verdict))
 
     def leave(self, _: asyncio.Task[None]) -> None:
         self.handed_over.claim.box.live.discard(self)

@@ -85,18 +85,19 @@ class GateUnderTest:
             self.records.append(record)
         self.recorded.set()
 
-    def put_policy(self, policy: object) -> None:
+    def put_policy(self, policy: object, box: str = BOX) -> int:
+        """Returns how much was cut."""
         gate = self.embedded.gate
-        generation = gate.boxes[BOX].generation + 1 if BOX in gate.boxes else 1
-        gate.put_policy(BOX, gate.compile(NetworkPolicy.parse(policy)), generation)
+        generation = gate.boxes[box].generation + 1 if box in gate.boxes else 1
+        return gate.put_policy(box, gate.compile(NetworkPolicy.parse(policy)), generation)
 
-    async def claim(self, address: str, port: int) -> Client:
+    async def claim(self, address: str, port: int, box: str = BOX) -> Client:
         """Connect as a box would to that address."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             reader, writer = await asyncio.open_connection(*listener.getsockname())
             accepted, _ = listener.accept()
         self.writers.append(writer)
-        self.embedded.gate.adopt(accepted, b"", BOX, Destination(ip_address(address), port))
+        self.embedded.gate.adopt(accepted, b"", box, Destination(ip_address(address), port))
         return Client(reader, writer)
 
     async def handshake(self, address: str, port: int, name: str | None) -> tuple[Client, ssl.SSLObject]:
