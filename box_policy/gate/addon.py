@@ -25,7 +25,6 @@ from box_policy.gate.http_door import HttpDoor
 from box_policy.gate.limits import Limits
 from box_policy.gate.mode import DEFAULT_BOX, BoxInstance, BoxMode, listen, mode_of
 from box_policy.policy.addresses import InvalidCidr
-from box_policy.policy.model import NetworkPolicy
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +35,7 @@ _OPERATOR_OPTIONS: Final = (
     "box_policy_resolve_for_cidrs",
     "box_policy_log",
     "box_policy_dns_port",
+    "box_policy_boxes",
 )
 _STOCK_MODE: Final = "regular"
 
@@ -52,7 +52,9 @@ class EgressPolicy:
         self._exit_process = exit_process
         self._running = False
         self._door: HttpDoor | None = None
-        self._audit = Audit()
+        self.audit = Audit()
+        self.serving = False
+        """Every listener is there."""
         self._log: JsonLines | None = None
         self._console: Console | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,6 +88,12 @@ class EgressPolicy:
             False,
             "Resolve names under a policy that has CIDRs alone, to addresses inside them.",
         )
+        loader.add_option(
+            "box_policy_boxes",
+            Sequence[str],
+            [],
+            "Several boxes, each with its own port: ID@port or ID@host:port. Default: one, called default.",
+        )
         loader.add_option("box_policy_log", str, "", "A file to append decisions to, as JSON lines.")
         loader.add_option(
             "box_policy_dns_port",
@@ -97,7 +105,7 @@ class EgressPolicy:
     def configure(self, updated: set[str]) -> None:
         if "connection_strategy" in updated or self.gate is None:
             self._set_stock_options()
-        if "mode" in updated:
+        if "mode" in updated or self.gate is None:
             self._check_modes()
         if self.gate is None:
             self._make_gate()
@@ -117,9 +125,19 @@ class EgressPolicy:
             ctx.options.update(block_global=False)
 
     def _check_modes(self) -> None:
+        boxes = ctx.options.box_policy_boxes
         if ctx.options.mode == [_STOCK_MODE]:
-            ctx.options.update(mode=["box"])
+            # Not --mode box:ID: mitmproxy reads that before it has loaded what knows the mode.
+            modes = [f"box:{box}" for box in boxes] or ["box"]
+            try:
+                for spec in modes:
+                    mode_specs.ProxyMode.parse(spec)
+                ctx.options.update(mode=modes)
+            except (ValueError, exceptions.OptionsError) as error:
+                self.refuse(f"box_policy_boxes: {error}")
             return
+        if boxes and not all(spec.startswith("box:") for spec in ctx.options.mode):
+            self.refuse("box_policy_boxes listens itself: leave --mode out")
         for spec in ctx.options.mode:
             mode = mode_specs.ProxyMode.parse(spec)
             if not isinstance(mode, BoxMode | mode_specs.TransparentMode):
@@ -145,15 +163,15 @@ class EgressPolicy:
             )
             if options.box_policy_log:
                 self._log = JsonLines(Path(options.box_policy_log))
-                self._audit.add(self._log)
+                self.audit.add(self._log)
             self._console = Console(sys.stderr)
-            self._audit.add(self._console)
-            self.gate = Gate(settings, self._audit, self._take_http)
+            self.audit.add(self._console)
+            self.gate = Gate(settings, self.audit, self._take_http)
         except InvalidCidr as error:
             self.refuse(f"box_policy_private_ranges: {error}")
         except OSError as error:
             self.refuse(f"box_policy_log: {error.filename}: {error.strerror}")
-        self._door = HttpDoor(resolver=self.gate.resolver, audit=self._audit, limits=self.gate.limits)
+        self._door = HttpDoor(resolver=self.gate.resolver, audit=self.audit, limits=self.gate.limits)
         self.gate.start()
         self._values = self._operator_values()
         BoxInstance.serving = self
@@ -161,11 +179,16 @@ class EgressPolicy:
     def _operator_values(self) -> list[object]:
         return [getattr(ctx.options, name) for name in _OPERATOR_OPTIONS]
 
-    def put_policy(self, policy: NetworkPolicy, box_id: str = DEFAULT_BOX) -> None:
-        """Put a policy in force."""
-        if self.gate is None:
-            raise RuntimeError("the gate isn't configured yet")
-        self.gate.put_policy(box_id, self.gate.compile(policy))
+    def box_ids(self) -> set[str]:
+        """The boxes that are served here; each needs a policy before anything runs."""
+        modes = [mode_specs.ProxyMode.parse(spec) for spec in ctx.options.mode]
+        boxes = {mode.box if isinstance(mode, BoxMode) else DEFAULT_BOX for mode in modes}
+        return boxes | {DEFAULT_BOX} if ctx.options.box_policy_dns_port else boxes
+
+    @property
+    def records_lost(self) -> int:
+        """Records that could not be written."""
+        return sum(sink.lost for sink in (self._log, self._console) if sink is not None)
 
     # Serving.
 
@@ -180,7 +203,7 @@ class EgressPolicy:
 
     def running(self) -> None:
         self._running = True
-        if self.gate is None or DEFAULT_BOX not in self.gate.boxes:
+        if self.gate is None or not self.box_ids() <= self.gate.boxes.keys():
             self._stop_process("no policy is in force")
         # Depending on how fast the script was loaded, mitmproxy may be listening in its own mode already.
         task = asyncio.get_running_loop().create_task(self._replace_servers())
@@ -209,6 +232,7 @@ class EgressPolicy:
             await servers.update(wanted)
         if not all(server.is_running for server in servers):
             self._stop_process("can't listen")
+        self.serving = True
 
     async def client_connected(self, client: Client) -> None:
         """The first hook of a connection, before any layer or dial: here the gate takes it over."""

@@ -3,8 +3,9 @@
 import logging
 from typing import Protocol
 
+from box_policy.policy.addresses import Address
 from box_policy.policy.reasons import Reason
-from box_policy.policy.rules import CompiledPolicy
+from box_policy.policy.rules import CompiledPolicy, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,15 @@ class GatedBox:
         self.questions = 0
         """DNS questions that are not answered yet."""
         self.dns_connections = 0
+        self.judged_again: dict[tuple[Address, str | None, Address], Verdict] = {}
+        """By the policy in force, on what was open when it came: many connections go to few places."""
         self._limit_recorded = float("-inf")
 
     def put_policy(self, policy: CompiledPolicy, generation: int) -> int:
         """Replace the policy in force, and end what it no longer allows. Returns how much that was."""
         self.policy = policy
         self.generation = generation
+        self.judged_again = {}
         return sum(map(_ended_by_new_policy, [*self.live, *self.asking]))
 
     def may_record_limit(self, now: float) -> bool:

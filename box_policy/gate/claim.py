@@ -86,6 +86,13 @@ class Claim:
 
         What was allowed by address alone has no name: none was read.
         """
+        key = (self.destination.address, self.name, dialled)
+        verdict = self.box.judged_again.get(key)
+        if verdict is None:
+            verdict = self.box.judged_again[key] = self._judge_again(dialled)
+        return verdict
+
+    def _judge_again(self, dialled: Address) -> Verdict:
         policy = self.box.policy
         claimed = policy.judge_address(self.destination.address)
         if not claimed.allowed and claimed.reason not in NAME_MAY_DECIDE:

@@ -16,6 +16,7 @@ from box_policy.gate.destination import Destination
 from box_policy.gate.dns import DnsServer
 from box_policy.gate.lane import Lane
 from box_policy.gate.limits import Limits
+from box_policy.gate.network_namespace import netns_cookie
 from box_policy.gate.own_addresses import OwnAddresses
 from box_policy.gate.resolver import NameServers, Resolver
 from box_policy.policy.addresses import AddressSet
@@ -118,6 +119,17 @@ class Gate:
         for sock in dns_tcp:
             served.dns.append(sock.dup())
             self.dns.serve_tcp(served.dns[-1], box)
+
+    def is_in_a_box(self, cookie: int) -> bool:
+        """Is that network namespace (by its SO_NETNS_COOKIE) one that a box lives in, apart from the gate?
+
+        A box whose traffic a firewall redirects to the gate's own port can't be told like this.
+        """
+        with socket.socket(socket.AF_UNIX) as own:
+            if cookie == netns_cookie(own):
+                return False
+        listening = (sock for served in self._served.values() for sock in (*served.streams, *served.dns))
+        return any(netns_cookie(sock) == cookie for sock in listening)
 
     def leave(self, box_id: str) -> None:
         """Serve a box's sockets no more. Its policy, and what is open, stay as they are."""

@@ -1,12 +1,8 @@
 """The addon in a real mitmdump: behind a redirect, in both modes, and when it is taken out."""
 
 import contextlib
-import os
-import shutil
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,73 +10,18 @@ from pathlib import Path
 import dnslib
 import pytest
 
+from tests.gate.mitmdump import MITMDUMP, PORT, Mitmdump
 from tests.gate.redirect import marked, redirected
 from tests.lab import Lab, plan
 from tests.lab.hellos import client_hello
 
-ROOT = Path(__file__).parents[2]
-PORT = 18080
 DNS_PORT = 18053
-MITMDUMP = Path(sys.executable).with_name("mitmdump")
 
 pytestmark = pytest.mark.skipif(not MITMDUMP.exists(), reason="mitmdump isn't beside this Python")
 
 OWN_PORT: tuple[str, ...] = ()
 TRANSPARENT = ("--mode", "transparent")
 both_modes = pytest.mark.parametrize("mode", [OWN_PORT, TRANSPARENT], ids=["own port", "transparent"])
-
-
-class Mitmdump:
-    """A running mitmdump with a copy of the addon file, which the test may spoil."""
-
-    def __init__(self, directory: Path, policy: str | None, options: Sequence[str]) -> None:
-        self.script = directory / "egress_policy.py"
-        shutil.copy(ROOT / "addons" / "egress_policy.py", self.script)
-        command = [str(MITMDUMP), "-s", str(self.script), "--listen-port", str(PORT)]
-        command += ["--set", f"confdir={directory}"]
-        if policy is not None:
-            (directory / "policy.yaml").write_text(policy)
-            command += ["--set", f"box_policy_file={directory / 'policy.yaml'}"]
-        self.output: list[str] = []
-        self.process = subprocess.Popen(
-            [*command, *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        stream = self.process.stdout
-        if stream is None:
-            return
-        for line in stream:
-            with self._changed:
-                self.output.append(line)
-                self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-    def wait_for(self, text: str) -> None:
-        with self._changed:
-            found = self._changed.wait_for(
-                lambda: any(text in line for line in self.output) or not self._reader.is_alive(), timeout=20
-            )
-        assert found and any(text in line for line in self.output), self.output
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._reader.join(timeout=5)
 
 
 POLICY = f"mode: custom\nallowed_domains: [allowed.test]\nallowed_cidrs: [{plan.CIDR}]\n"

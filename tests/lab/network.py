@@ -1,5 +1,6 @@
 """The cable between the gate's host and the origin, and the routes at both ends."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -118,7 +119,11 @@ def disconnect() -> None:
     """Take the cable away, if there is one; without this it goes some time after the origin."""
     with IPRoute() as gate:
         for index in gate.link_lookup(ifname=plan.GATE_INTERFACE):
-            gate.link("del", index=index)
+            try:
+                gate.link("del", index=index)
+            except NetlinkError as error:
+                if error.code != errno.ENODEV:  # it went with the origin, just now
+                    raise
 
 
 def tap(interface: str, program: Sequence[Instruction]) -> socket.socket:
