@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from box_policy.audit.records import Protocol
 from box_policy.gate.claim import Claim
 from box_policy.gate.farewell import Farewell
+from box_policy.gate.overheard import Overheard
 from box_policy.gate.own_addresses import address_family
 from box_policy.gate.poller import ERROR, HANG_UP, QUIET, WRITE
 from box_policy.gate.relay import Pair, reset
@@ -200,7 +201,12 @@ class Relayed:
         self._rule = ""
 
     def begin(self, client: socket.socket, server: socket.socket, received: bytes) -> None:
-        self._pair = self._lane.relay.start(client, server, received, self._closed)
+        listener = None
+        if self._claim.name is None:
+            overheard = Overheard(self._claim, self._lane.resolve)
+            if not received or overheard.read(received):
+                listener = overheard.read
+        self._pair = self._lane.relay.start(client, server, received, self._closed, listener)
         self._claim.box.live.add(self)
 
     def cut(self, reason: Reason) -> None:

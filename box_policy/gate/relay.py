@@ -45,6 +45,7 @@ class Direction:
         "carried",
         "finished",
         "in_pipe",
+        "listener",
         "pair",
         "pending",
         "pipe",
@@ -67,6 +68,7 @@ class Direction:
         self.bulk = False
         self.spent = False  # the source has ended
         self.finished = False  # and all that it sent is with the sink, which knows that there is no more
+        self.listener: Callable[[memoryview], bool] | None = None
 
     @property
     def blocked(self) -> bool:
@@ -157,11 +159,16 @@ class Relay:
         server: socket.socket,
         first_bytes: bytes | bytearray,
         on_close: Callable[[Pair, Reason], None],
+        listener: Callable[[memoryview], bool] | None = None,
     ) -> Pair:
-        """Carry bytes between two connected, non-blocking sockets, watched already or not;
-        ``first_bytes`` were read from the client before. Raises OSError if the server refuses those."""
+        """Carry bytes between two connected, non-blocking sockets, watched already or not.
+
+        ``first_bytes`` were read from the client before. Raises OSError if the server refuses those. The
+        ``listener`` is given what the client sends from now on, for as long as it wants more.
+        """
         pair = Pair(self, client, server, on_close)
         up = pair.up
+        up.listener = listener
         sent = 0
         if first_bytes:
             try:
@@ -201,6 +208,8 @@ class Relay:
             self._spend(direction)
             return
         direction.carried += count
+        if direction.listener is not None and not direction.listener(self._view[:count]):
+            direction.listener = None
         sent = 0
         try:
             sent = direction.sink.send(self._view[:count])
@@ -209,7 +218,7 @@ class Relay:
         if sent < count:
             direction.pending = bytes(self._view[sent:count])
             direction.pair.update()
-        if count == BUFFER:
+        if count == BUFFER and direction.listener is None:
             direction.bulk = True
 
     def _splice(self, direction: Direction) -> None:

@@ -1,0 +1,47 @@
+"""The name in a TLS hello that goes by, on a connection that its address alone has let through."""
+
+from collections.abc import Callable
+
+from box_policy.gate.claim import Claim
+from box_policy.gate.resolution import Resolution
+from box_policy.policy.domains import name_from_wire
+from box_policy.wire.client_hello import ClientHello, ClientHelloReader
+from box_policy.wire.first_bytes import Start, classify
+
+
+class Overheard:
+    """Nothing waits for the name, and at first nothing depends on it: the record of the end holds it.
+
+    But if the gate itself finds the dialled address among those of the name, the claim gets that name. The
+    connection is then what the name would have come to, had it been judged by name; and a later policy that
+    allows the name, no longer the address, goes on with it.
+    """
+
+    def __init__(self, claim: Claim, resolve: Callable[[str, Callable[[Resolution], None]], None]) -> None:
+        self._claim = claim
+        self._resolve = resolve
+        self._reader = ClientHelloReader()
+
+    def read(self, data: bytes | memoryview) -> bool:
+        """Take what the client has sent. False once there is no more to learn."""
+        result = self._reader.feed(data)
+        if isinstance(result, ClientHello):
+            self._take(result)
+        return result is None and classify(self._reader.received) in (Start.NEED_MORE, Start.TLS)
+
+    def _take(self, hello: ClientHello) -> None:
+        claim = self._claim
+        claim.ech = hello.ech
+        claim.name_as_sent = hello.server_name
+        name = name_from_wire(hello.server_name) if hello.server_name is not None else None
+        policy = claim.box.policy
+        if name is None or (hello.ech and policy.operator.deny_ech):
+            return
+        # To resolve a name is to tell its zone's operator of it: only what the policy lets the box ask.
+        if policy.judge_name(name).allowed:
+            self._resolve(name, lambda resolution: self._resolved(name, resolution))
+
+    def _resolved(self, name: str, resolution: Resolution) -> None:
+        self._claim.resolved = resolution.addresses
+        if self._claim.destination.address in resolution.addresses:
+            self._claim.name = name
