@@ -6,27 +6,31 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from box_policy.audit.records import Entry, Outcome, PolicyRecord
 from box_policy.audit.sinks import Audit, Console, JsonLines
 from box_policy.cli.denials import Denials
 from box_policy.cli.errors import FAILURE, USAGE, fail
+from box_policy.cli.policy_options import chosen_policy
+from box_policy.cli.signals import Signals
 from box_policy.cli.terminal import Streams, set_window_size
 from box_policy.policy.addresses import InvalidCidr, canonical_cidr
-from box_policy.policy.model import NetworkPolicy, PolicyError
-from box_policy.sandbox.launcher import Box, BoxSpec, Program, ProgramNotFoundError, ProgramSpec, SandboxError
+from box_policy.policy.model import NetworkPolicy
+from box_policy.sandbox.launcher import Box, BoxSpec, ProgramNotFoundError, ProgramSpec, SandboxError
+
+if TYPE_CHECKING:
+    from box_policy.gate.gate import Gate
 
 _BOX = "box"
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PATIENCE = 3
-"""Interrupts after which the box is closed, whatever the program makes of them."""
+_MAX_LINKS = 40
+"""Symbolic links in a row that the kernel follows."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,11 @@ class _Run:
     """All that was asked for, checked."""
 
     command: Sequence[str]
-    policy: NetworkPolicy
+    policy: NetworkPolicy | None
+    """None if there is a file to follow."""
+    watch: Path | None
+    control: str | None
+    token_file: Path | None
     private_ranges: Sequence[str]
     name_servers: Sequence[str]
     spec: BoxSpec
@@ -49,6 +57,9 @@ class _Run:
 def run(
     command: Annotated[list[str], typer.Argument(help="The program and its arguments, best behind --.")],
     policy: Annotated[Path | None, typer.Option(help="A policy file, YAML or JSON.")] = None,
+    watch: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The same, and follow what becomes of the file.")
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Allow a host name, or *.suffix. Repeatable.")
     ] = None,
@@ -78,6 +89,16 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME[=VALUE]", help="Set a variable, or pass on the caller's. Repeatable."),
     ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Serve the control API, at a unix socket or 127.0.0.1:port: see box-policy policy.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What holds the token of --control.")
+    ] = None,
     log: Annotated[Path | None, typer.Option(help="Append every decision to a file, as JSON lines.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show every decision on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No table of denials at the end.")] = False,
@@ -94,11 +115,16 @@ def run(
         toolchains = find_toolchains(os.environ)
         asked = _Run(
             command=command,
-            policy=_policy(policy, allow, allow_cidr, deny_cidr, allow_all, deny_all),
+            policy=_policy(watch, policy, allow, allow_cidr, deny_cidr, allow_all, deny_all),
+            watch=watch,
+            control=control,
+            token_file=token_file,
             private_ranges=[canonical_cidr(cidr) for cidr in private_range or ()],
             name_servers=[_address(server) for server in name_server or ()],
             spec=BoxSpec(
-                _BOX, workdir=_workdir(workdir, log), read_only=(*toolchains.read_only, *(read_only or ()))
+                _BOX,
+                workdir=_workdir(workdir, {"--log": log, "--watch": watch, "--control": _socket(control)}),
+                read_only=(*toolchains.read_only, *(read_only or ())),
             ),
             path=toolchains.path,
             env=_environment(env or ()),
@@ -112,47 +138,23 @@ def run(
     raise typer.Exit(asyncio.run(_run(asked)))
 
 
-def _policy(
-    file: Path | None,
-    allow: Sequence[str] | None,
-    allow_cidr: Sequence[str] | None,
-    deny_cidr: Sequence[str] | None,
-    allow_all: bool,
-    deny_all: bool,
-) -> NetworkPolicy:
-    lists = {"allowed_domains": allow, "allowed_cidrs": allow_cidr, "denied_cidrs": deny_cidr}
-    given = {key: list(value) for key, value in lists.items() if value}
-    if sum((file is not None, bool(given), allow_all, deny_all)) > 1:
-        fail(
-            "give one of --policy, --allow-all, --deny-all, or a list of --allow, --allow-cidr, --deny-cidr",
-            USAGE,
-        )
-    if file is not None:
-        from box_policy.control.policy_file import PolicyFileError, read_policy
-
-        try:
-            return read_policy(file)
-        except PolicyFileError as error:
-            fail(str(error), USAGE)
-    if allow_all:
-        return NetworkPolicy.parse("allow-all")
-    if not given:
-        return NetworkPolicy.parse("deny-all")
-    try:
-        return NetworkPolicy.parse({"mode": "custom", **given})
-    except PolicyError as error:
-        fail("\n".join(_as_option(str(issue)) for issue in error.issues), USAGE)
+def _policy(watch: Path | None, file: Path | None, *options: Any) -> NetworkPolicy | None:
+    """The policy that was asked for; None if there is a file to follow."""
+    if watch is None:
+        return chosen_policy(file, *options) or NetworkPolicy.parse("deny-all")
+    if file is not None or any(options):
+        fail("--watch takes the place of --policy, --allow-all, --deny-all and of lists", USAGE)
+    return None
 
 
-def _as_option(issue: str) -> str:
-    """An issue with the option that was typed in place of the key that it became."""
-    options = {"allowed_domains": "--allow", "allowed_cidrs": "--allow-cidr", "denied_cidrs": "--deny-cidr"}
-    key, bracket, rest = issue.partition("[")
-    return f"{options[key]}: {rest.partition(']: ')[2]}" if bracket and key in options else issue
+def _socket(control: str | None) -> Path | None:
+    """The file that a control address names, if it names one."""
+    path = (control or "").removeprefix("unix:")
+    return Path(path) if path.startswith("/") else None
 
 
-def _workdir(directory: str | None, log: Path | None) -> Path | None:
-    """The directory, if it is one to give away."""
+def _workdir(directory: str | None, not_in_it: Mapping[str, Path | None]) -> Path | None:
+    """The directory, if it is one to give away: with none of the files of these options in it."""
     if directory is None:
         return None
     if not directory:
@@ -160,9 +162,23 @@ def _workdir(directory: str | None, log: Path | None) -> Path | None:
     real = Path(directory).resolve()
     if real == Path("/"):
         fail("--workdir /: the box would have the whole host; name a directory in it", USAGE)
-    if log is not None and log.resolve().is_relative_to(real):
-        fail(f"--log {log}: in the work directory the box could change its own records", USAGE)
+    for option, path in not_in_it.items():
+        if path is not None and any(hop.is_relative_to(real) for hop in _hops(path)):
+            fail(
+                f"{option} {path}: in the work directory the box could change it, or put its own there", USAGE
+            )
     return real
+
+
+def _hops(path: Path) -> list[Path]:
+    """Every place on the way to a file: who can write to one of them decides what the file is."""
+    hops: list[Path] = []
+    while path not in hops and len(hops) < _MAX_LINKS:
+        path = path.parent.resolve() / path.name
+        hops.append(path)
+        if path.is_symlink():
+            path = path.parent / path.readlink()
+    return [*hops, path.resolve()]
 
 
 def _address(server: str) -> str:
@@ -185,50 +201,21 @@ def _environment(given: Sequence[str]) -> dict[str, str]:
     return environment
 
 
-class _Signals:
-    """Passes the caller's signals on to the program. Before there is one, they end the run; while it is
-    being started they wait for it."""
+class _ControlFailedError(Exception):
+    """The policy's file, or the control endpoint, can't be used as asked."""
 
-    def __init__(self) -> None:
-        self.caught = 0
-        self.impatient = asyncio.Event()
-        self._interrupts = 0
-        self._forwarded: list[signal.Signals] = []
-        self._starting = False
-        self._waiting: list[int] = []
-        self._program: Program | None = None
-        self._run = asyncio.current_task()
 
-    def __enter__(self) -> Self:
-        # What the caller ignores (nohup) stays ignored.
-        self._forwarded = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
-        for number in self._forwarded:
-            asyncio.get_running_loop().add_signal_handler(number, self._take, number)
-        return self
+class _OnlyPolicies:
+    """Lets records of policies through to a console that is not to show every decision."""
 
-    def __exit__(self, *_: object) -> None:
-        for number in self._forwarded:
-            asyncio.get_running_loop().remove_signal_handler(number)
+    def __init__(self, console: Console) -> None:
+        self._console = console
 
-    def hold(self) -> None:
-        self._starting = True
-
-    def send_to(self, program: Program) -> None:
-        self._program = program
-        for number in self._waiting:
-            self._take(number)
-
-    def _take(self, number: int) -> None:
-        if self._program is None and self._starting:
-            self._waiting.append(number)
-        elif self._program is not None:
-            self._program.send_signal(number)
-            self._interrupts += number in _INTERRUPTS
-            if self._interrupts >= _PATIENCE:
-                self.impatient.set()
-        elif self._run is not None and not self.caught:
-            self.caught = number
-            self._run.cancel()
+    def __call__(self, record: Entry) -> None:
+        if not isinstance(record, PolicyRecord):
+            return
+        if record.generation > 1 or record.outcome is not Outcome.ACCEPTED:
+            self._console(record)
 
 
 async def _run(asked: _Run) -> int:
@@ -241,10 +228,11 @@ async def _run(asked: _Run) -> int:
         except OSError as error:
             fail(f"--log {asked.log}: {error.strerror}", USAGE)
         audit.add(log)
-    console = Console(sys.stderr) if asked.verbose else None
-    if console is not None:
-        audit.add(console)
-    with _Signals() as signals:
+    console: Console | None = None
+    if asked.verbose or asked.watch or asked.control:
+        console = Console(sys.stderr)
+        audit.add(console if asked.verbose else _OnlyPolicies(console))
+    with Signals() as signals:
         try:
             status = await _run_in_box(asked, audit, signals)
         except asyncio.CancelledError:
@@ -255,6 +243,8 @@ async def _run(asked: _Run) -> int:
             fail(_not_found(str(error), asked), FAILURE)
         except SandboxError as error:
             fail(str(error), FAILURE)
+        except _ControlFailedError as error:
+            fail(str(error), USAGE)
         finally:
             for written in (log, console):
                 if written is not None:
@@ -280,7 +270,7 @@ def _report(asked: _Run, denials: Denials, log: JsonLines | None) -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-async def _run_in_box(asked: _Run, audit: Audit, signals: _Signals) -> int:
+async def _run_in_box(asked: _Run, audit: Audit, signals: Signals) -> int:
     from box_policy.sandbox.namespaces import NamespaceLauncher
 
     async with contextlib.AsyncExitStack() as cleanup:
@@ -297,13 +287,44 @@ async def _run_in_box(asked: _Run, audit: Audit, signals: _Signals) -> int:
         embedded = EmbeddedGate(settings, audit)
         cleanup.push_async_callback(embedded.close)
         embedded.start()
-        embedded.gate.put_policy(box.id, embedded.gate.compile(asked.policy))
+        await _control(asked, box.id, embedded.gate, audit, cleanup)
         sockets = box.listeners
         embedded.gate.serve(box.id, tcp=sockets.tcp, dns_udp=sockets.dns_udp, dns_tcp=sockets.dns_tcp)
         return await _run_program(asked, box, signals)
 
 
-async def _run_program(asked: _Run, box: Box, signals: _Signals) -> int:
+async def _control(
+    asked: _Run, box_id: str, gate: "Gate", audit: Audit, cleanup: contextlib.AsyncExitStack
+) -> None:
+    """Put the policy in force, and let it be changed as was asked for."""
+    from box_policy.control.store import PolicyStore
+
+    if asked.policy is not None and asked.control is None:
+        PolicyStore(gate, audit).create(box_id, asked.policy, source="the command line")
+        return
+    # Only now: what serves the endpoint takes a while to import.
+    from box_policy.control.endpoint import ControlError, parse_control_address
+    from box_policy.control.plane import ControlPlane
+    from box_policy.control.policy_file import PolicyFileError
+    from box_policy.control.token import read_token
+
+    plane = ControlPlane(gate, audit)
+    cleanup.push_async_callback(plane.close)
+    try:
+        if asked.watch is not None:
+            plane.load_files(asked.watch, [box_id])
+        elif asked.policy is not None:
+            plane.store.create(box_id, asked.policy, source="the command line")
+        if asked.control is not None:
+            plane.listen(parse_control_address(asked.control), read_token(asked.token_file, os.environ))
+    except PolicyFileError as error:
+        raise _ControlFailedError(str(error)) from None
+    except ControlError as error:
+        raise _ControlFailedError(f"--control: {error}") from None
+    plane.start()
+
+
+async def _run_program(asked: _Run, box: Box, signals: Signals) -> int:
     streams = Streams()
     signals.hold()
     program = await box.start(

@@ -1,11 +1,19 @@
 """A policy in a file."""
 
+import logging
+import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+from box_policy.control.trusted_file import Known, Missing, Refused, Sample, Unsettled, Whole, look
+from box_policy.control.trusted_path import Trail
+from box_policy.control.watched_file import Bad, BeingWritten, Finding, Gone, Good, Same
 from box_policy.policy.document import MAX_BYTES, DocumentError, parse_document
 from box_policy.policy.model import NetworkPolicy
+
+log = logging.getLogger(__name__)
 
 STANDARD_INPUT: Final = Path("-")
 
@@ -31,3 +39,32 @@ def _read(path: Path) -> bytes:
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     with path.open("rb") as stream:
         return stream.read(MAX_BYTES + 1)
+
+
+def examine(path: Path, *, known: Collection[bytes], sample: Sample | None, trail: Trail) -> Finding:
+    """What a watched file holds now. The arguments are those of :func:`trusted_file.look`."""
+    name = shown(path)
+    match look(path, max_bytes=MAX_BYTES, known=known, sample=sample, trail=trail):
+        case Known(digest=digest):
+            return Same(digest)
+        case Unsettled(sample=sample):
+            return BeingWritten(sample)
+        case Missing():
+            return Gone()
+        case Refused(why=why):
+            return Bad(f"{name}: {why}")
+        case Whole(data=data, digest=digest):
+            try:
+                return Good(digest, parse_document(data, name=name))
+            except DocumentError as error:
+                return Bad(str(error), digest)
+            except Exception as error:
+                # Nothing is known to get here; but what can't be read must not end the watch.
+                log.exception("%s can't be read", name)
+                return Bad(f"{name}: it can't be read ({type(error).__name__})", digest)
+
+
+def shown(path: Path) -> str:
+    """A path as records and messages show it: UTF-8, in one line, with nothing a terminal would obey."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -391,7 +391,8 @@ class TestRecords:
         log = tmp_path_factory.mktemp("log") / "log.jsonl"
         run("curl", "-sS", "--cacert", "ca.pem", "https://allowed.test/", more=["--log", str(log)])
         records = [json.loads(line) for line in log.read_text().splitlines()]
-        tls = [record for record in records if record["protocol"] == "tls"]
+        assert (records[0]["event"], records[0]["detail"]) == ("policy", "allowlist")
+        tls = [record for record in records if record.get("protocol") == "tls"]
         assert [(record["event"], record["verdict"]) for record in tls] == [
             ("decision", "allow"),
             ("end", "allow"),
@@ -428,7 +429,14 @@ class TestBadInput:
             (["--workdir", "/nonexistent", "--", "true"], 1, "/nonexistent"),
             (["--workdir", "", "--", "true"], 2, "unset variable"),
             (["--workdir", "/", "--", "true"], 2, "--workdir /"),
-            (["--workdir", "/tmp", "--log", "/tmp/x", "--", "true"], 2, "its own records"),
+            (["--workdir", "/tmp", "--log", "/tmp/x", "--", "true"], 2, "the box could change it"),
+            (["--workdir", "/tmp", "--watch", "/tmp/p.yaml", "--", "true"], 2, "the box could change it"),
+            (["--workdir", "/tmp", "--control", "unix:/tmp/x", "--", "true"], 2, "the box could change it"),
+            (["--watch", "/nonexistent.yaml", "--", "true"], 2, "/nonexistent.yaml: No such file"),
+            (["--watch", "p.yaml", "--allow", "x.test", "--", "true"], 2, "--watch takes the place of"),
+            (["--control", "nonsense", "--", "true"], 2, "--control:"),
+            (["--control", "127.0.0.1:0", "--", "true"], 2, "token"),
+            (["--control", "/tmp/x", "--token-file", "/nonexistent", "--", "true"], 2, "/nonexistent"),
             (["--log", "/dev/full", "--", "true"], 2, "not a regular file"),
             (["--name-server", "nonsense", "--", "true"], 2, "--name-server"),
             (["--env", "=x", "--", "true"], 2, "--env"),

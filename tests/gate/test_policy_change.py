@@ -110,7 +110,9 @@ class TestRelayed:
         record = await cut(gate, client, ONLY_NAME, Event.END)
         assert (record.name, record.mismatch) == ("allowed.test", True)
 
-    @pytest.mark.parametrize("first", [b"", b"\x16", b"hello", client_hello(None), client_hello(b"bad..name")])
+    @pytest.mark.parametrize(
+        "first", [b"", b"\x16", b"hello", client_hello(None), client_hello(b"bad..name")]
+    )
     async def test_what_the_mode_let_through_without_a_name(
         self, make_gate: MakeGate, lab: Lab, first: bytes
     ) -> None:

@@ -1,0 +1,152 @@
+"""Answers of the API: JSON, and errors that all have one form."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from box_policy.control.pace import Pace
+from box_policy.policy.model import PolicyIssue
+
+log = logging.getLogger(__name__)
+
+_SAFE_HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+_CLOSE: Final = (b"connection", b"close")
+_LINGER: Final = 2.0
+"""Seconds for which a body that nobody wants is still taken in."""
+_LINGER_SIZE: Final = 16 * 1024 * 1024
+"""Bytes of it."""
+
+
+ERRORS: Final = {
+    "http_invalid": (400, "Not HTTP/1.1, or a head of more than 64 KiB."),
+    "body_invalid": (400, "The body is not JSON that means one thing, or is nested too deeply."),
+    "query_invalid": (400, "An unknown key or value in the query, or a last event id that is none."),
+    "precondition_invalid": (400, "If-Match can't be read."),
+    "unauthorized": (401, "The token is missing, or wrong."),
+    "origin_refused": (403, "The request has an Origin: it comes from a web page."),
+    "peer_refused": (403, "The peer may not control the gate: another user, or a box."),
+    "not_found": (404, "There is nothing at this path."),
+    "box_unknown": (404, "There is no such box."),
+    "method_not_allowed": (405, "This path takes other methods."),
+    "body_timeout": (408, "The body was not here in time."),
+    "generation_stale": (412, "The policy in force is of another generation."),
+    "body_too_large": (413, "The body is larger than 8 MiB."),
+    "media_type_unsupported": (415, "The body is not sent as application/json, plain."),
+    "host_refused": (421, "Host is missing, or not this endpoint's."),
+    "policy_invalid": (422, "The policy is not acceptable. The one in force stays."),
+    "request_invalid": (422, "The question can't be answered as it is."),
+    "too_many_streams": (429, "As many streams are open as there may be."),
+    "internal_error": (500, "The gate has failed. Its log says why."),
+}
+"""Every error: its code, its status, and what it means."""
+
+
+class ApiError(Exception):
+    """A request that is answered with one of the :data:`ERRORS`."""
+
+    def __init__(
+        self, code: str, message: str, *, headers: Mapping[str, str] | None = None, **more: object
+    ) -> None:
+        super().__init__(message)
+        self.status, _ = ERRORS[code]
+        self.code = code
+        self.headers = headers
+        self.more = more
+
+    def response(self) -> Response:
+        """The answer."""
+        error = {"code": self.code, "message": str(self), **self.more}
+        return json_response({"error": error}, self.status, self.headers)
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer in JSON. Pure ASCII: what a stranger wrote, even half a surrogate pair, can be shown."""
+    body = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return Response(body, status, headers, media_type="application/json")
+
+
+def issues(found: Iterable[PolicyIssue], *, under: tuple[str | int, ...] = ()) -> list[dict[str, object]]:
+    """Issues ready for JSON; ``under`` is where the policy stands in the body."""
+    return [{"location": [*under, *issue.location], "message": issue.message} for issue in found]
+
+
+def internal_error() -> ApiError:
+    """What is said of a fault of ours: nothing."""
+    return ApiError("internal_error", "the gate has failed to answer; its log says why")
+
+
+class Answering:
+    """Around everything: headers that each answer has, and an answer where the code behind it fails.
+
+    An answer given before the request's body was read ends the connection: the rest of the body would
+    have to be read, however much comes, or be taken for the next request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._pace = Pace(burst=10, per_second=0.2)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"not HTTP: {scope['type']}")
+        unread = any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in scope["headers"]
+        )
+        continued = any(name == b"expect" for name, _ in scope["headers"])
+        started = complete = False
+
+        async def receive_counted() -> Message:
+            nonlocal unread
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                unread = False
+            return message
+
+        async def send_safely(message: Message) -> None:
+            nonlocal started, complete
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), *_SAFE_HEADERS, *([_CLOSE] * unread)]
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if complete and unread and not continued:
+                await send({**message, "more_body": True})
+                await _discard_body(receive)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        try:
+            await self._app(scope, receive_counted, send_safely)
+        except ClientDisconnect:
+            return
+        except Exception:
+            if self._pace.allows():
+                log.exception("a request to the control endpoint failed in the gate")
+            if not started:
+                await internal_error().response()(scope, receive, send_safely)
+            elif not complete:
+                raise  # half an answer: the server closes the connection
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Take in what the client is still sending.
+
+    To close a socket that holds unread data resets the connection, and many a client that is reset never
+    looks at the answer that it was sent before.
+    """
+    discarded = 0
+    try:
+        async with asyncio.timeout(_LINGER):
+            while discarded < _LINGER_SIZE:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                discarded += len(message.get("body", b""))
+    except TimeoutError:
+        pass

@@ -1,0 +1,146 @@
+"""Who may speak to the control endpoint. Asked before anything of a request is looked at."""
+
+import hmac
+import logging
+import os
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from box_policy.control.address import ControlAddress, ControlError, TcpAddress
+from box_policy.control.answers import ApiError
+from box_policy.control.pace import Pace
+from box_policy.gate.network_namespace import netns_cookie
+from box_policy.policy.quoting import quoted
+
+log = logging.getLogger(__name__)
+
+PEER_REFUSAL: Final = "peer_refusal"
+"""The key of a request's ``state`` under which the server says what is wrong with the peer; None if
+nothing is. A request without it is refused."""
+
+MIN_TOKEN: Final = 16
+"""Characters of a token."""
+
+_TOKEN: Final = re.compile(rb"[!-~]{16,4096}")
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
+_LOCAL_NAMES: Final = ("localhost", "box-policy")
+_HTTP_PORT: Final = 80
+
+
+def check_token(token: str) -> bytes:
+    """The token as it is sent.
+
+    Raises:
+        ControlError: nobody should use it, or nobody can.
+    """
+    encoded = token.encode(errors="replace")
+    if not _TOKEN.fullmatch(encoded):
+        raise ControlError(
+            f"a control token has {MIN_TOKEN} to 4096 printable ASCII characters, and no spaces; "
+            "make one with: openssl rand -hex 32"
+        )
+    return encoded
+
+
+def peer_refusal(sock: socket.socket, foreign: Callable[[int], bool] | None) -> str | None:
+    """Why the client at the other end of a unix socket is not to be served; None if nothing is wrong with it.
+
+    Its user id alone doesn't tell: a process in a box may run under the very user id of the gate.
+    """
+    try:
+        _, uid, _ = _CREDENTIALS.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        if uid not in (0, os.geteuid()):
+            return f"user id {uid} is neither the gate's own nor root"
+        if foreign is not None and foreign(netns_cookie(sock)):
+            return "it is in a box"
+    except Exception as error:
+        # The question stays open, and an open question is a refusal.
+        return f"who it is can't be told: {error}"
+    return None
+
+
+def host_names(address: ControlAddress) -> frozenset[bytes] | None:
+    """Every Host that a request to ``address`` may name; None stands for the local names, at any port."""
+    if not isinstance(address, TcpAddress):
+        return None
+    names = {str(address)}
+    if address.host.is_loopback:
+        names.add(f"localhost:{address.port}")
+    if address.port == _HTTP_PORT:
+        names |= {name.removesuffix(f":{_HTTP_PORT}") for name in names}
+    return frozenset(name.encode() for name in names)
+
+
+class Guard:
+    """Lets through what comes from a peer that may control the gate, and no browser, with the token.
+
+    A web page can make a browser send requests to any address of this host; what it can't is to choose
+    their Host, or to leave out their Origin.
+    """
+
+    def __init__(self, app: ASGIApp, address: ControlAddress, token: str | None) -> None:
+        self._app = app
+        self._hosts = host_names(address)
+        self._token = None if token is None else check_token(token)
+        self._pace = Pace(burst=10, per_second=0.2)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._check(scope)
+        except ApiError as error:
+            self._report(error)
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        refusal = scope.get("state", {}).get(PEER_REFUSAL, "who it is was not asked")
+        if refusal is not None:
+            raise ApiError("peer_refused", f"this peer may not control the gate: {refusal}")
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        hosts = _values(headers, b"host")
+        if len(hosts) != 1 or not self._is_ours(hosts[0]):
+            shown = ", ".join(quoted(host.decode("latin-1")) for host in hosts[:2]) or "none"
+            raise ApiError("host_refused", f"the Host of the request is not this endpoint's: {shown}")
+        if _values(headers, b"origin"):
+            raise ApiError("origin_refused", "requests of web pages are refused: this one has an Origin")
+        if self._token is not None and not self._has_token(_values(headers, b"authorization")):
+            raise ApiError(
+                "unauthorized",
+                "send the control endpoint's token in one Authorization header: Bearer TOKEN",
+                headers={"www-authenticate": "Bearer"},
+            )
+
+    def _is_ours(self, host: bytes) -> bool:
+        host = host.lower()
+        if self._hosts is not None:
+            return host in self._hosts
+        name, _, port = host.partition(b":")
+        return name.decode("latin-1") in _LOCAL_NAMES and (not port or port.isdigit())
+
+    def _has_token(self, values: list[bytes]) -> bool:
+        if self._token is None or len(values) != 1:
+            return False
+        scheme, _, sent = values[0].partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(sent.strip(b" "), self._token)
+
+    def _report(self, error: ApiError) -> None:
+        if self._pace.allows():
+            log.warning("refused a request to the control endpoint: %s%s", error, held_back(self._pace))
+
+
+def held_back(pace: Pace) -> str:
+    """What a log line says of those before it that were not written."""
+    held = pace.take_held()
+    return f" ({held} more since the last such line)" if held else ""
+
+
+def _values(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
+    return [value for name, value in headers if name == wanted]

@@ -1,0 +1,185 @@
+"""Which policy files there are, and which box each one is for."""
+
+import itertools
+import os
+import re
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from box_policy.control.policy_file import examine, shown
+from box_policy.control.trusted_file import Sample
+from box_policy.control.trusted_path import Trail
+from box_policy.control.watched_file import Bad, Finding, Gone, WatchedFile
+
+MAX_FILES: Final = 10_000
+"""Most policy files in one directory."""
+
+DEFAULT: Final = "default"
+"""The file of this name serves the boxes without a file of their own."""
+
+_SUFFIXES: Final = (".yaml", ".yml", ".json")
+_BOX_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def name_of(entry: str) -> str | None:
+    """A policy file's name without its suffix. None for what is none: a hidden file, an editor's leftover."""
+    stem, dot, suffix = entry.rpartition(".")
+    return stem if dot + suffix in _SUFFIXES and not entry.startswith(".") else None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The policy files in a directory."""
+
+    root: str
+    """The directory by a path without links."""
+    identity: tuple[int, int]
+    """Its device and inode."""
+    files: Mapping[str, tuple[Path, ...]]
+    """By name without suffix."""
+
+
+def list_files(directory: Path) -> Listing | Gone | Bad:
+    """The policy files in a directory, one more than is accepted at most."""
+    try:
+        root = os.path.realpath(directory, strict=True)
+        status = Path(root).stat()
+        with os.scandir(root) as entries:
+            files = _policies(directory, entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return Gone()
+    except OSError as error:
+        return Bad(f"{shown(directory)}: {error.strerror or error}")
+    return Listing(root, (status.st_dev, status.st_ino), files)
+
+
+def _policies(directory: Path, entries: Iterable[os.DirEntry[str]]) -> dict[str, tuple[Path, ...]]:
+    named = ((name, entry) for entry in entries if (name := name_of(entry.name)) is not None)
+    files = ((name, entry) for name, entry in named if not entry.is_dir(follow_symlinks=False))
+    found: dict[str, list[Path]] = {}
+    for name, entry in itertools.islice(files, MAX_FILES + 1):
+        found.setdefault(name, []).append(directory / entry.name)
+    return {name: tuple(sorted(paths)) for name, paths in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A file to look at, with all that a thread needs to know of it."""
+
+    name: str
+    path: Path
+    complaint: Gone | Bad | None
+    known: frozenset[bytes]
+    sample: Sample | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of it."""
+
+    name: str
+    finding: Finding
+    trail: Trail
+
+
+def examine_all(tasks: Sequence[Task], *, seconds: float) -> list[Found]:
+    """Look at files, one after the other, until time is up; at one at least. To be called in a thread."""
+    until = time.monotonic() + seconds
+    found: list[Found] = []
+    for task in tasks:
+        trail = Trail()
+        finding = task.complaint or examine(task.path, known=task.known, sample=task.sample, trail=trail)
+        found.append(Found(task.name, finding, trail))
+        if time.monotonic() >= until:
+            break
+    return found
+
+
+class PolicyFiles:
+    """The files of one source, and who uses them."""
+
+    def __init__(self, boxes: Collection[str], *, every: Path | None = None) -> None:
+        """
+        Args:
+            boxes: who must have a policy.
+            every: the one file that is every box's; without it there is a file a box.
+        """
+        self._boxes = frozenset(boxes)
+        self._files: dict[str, WatchedFile] = {}
+        if every is not None:
+            self._files[DEFAULT] = WatchedFile((every,), None)
+
+    def __iter__(self) -> Iterator[WatchedFile]:
+        return iter([self._files[name] for name in sorted(self._files)])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def __getitem__(self, name: str) -> WatchedFile:
+        return self._files[name]
+
+    def names(self) -> list[str]:
+        return sorted(self._files)
+
+    def forget(self, name: str) -> None:
+        del self._files[name]
+
+    def update(self, found: Mapping[str, tuple[Path, ...]]) -> tuple[set[str], str | None]:
+        """Take in what a directory holds now: the names that are new, gone or elsewhere, and a complaint.
+
+        Of more than MAX_FILES files those count that are known; of the others as many as there is room for.
+        """
+        changed = {
+            name for name, file in self._files.items() if list(file.paths) != list(found.get(name, ()))
+        }
+        for name in changed:
+            self._files[name].move(found.get(name, ()))
+        new = sorted(found.keys() - self._files.keys())
+        room = max(MAX_FILES - len(self._files), 0)
+        for name in new[:room]:
+            self._files[name] = WatchedFile(found[name], self._box(name))
+        too_many = len(new) > room or sum(map(len, found.values())) > MAX_FILES
+        return changed | set(new[:room]), f"more than {MAX_FILES:,} policy files" if too_many else None
+
+    def _box(self, name: str) -> str | None:
+        return name if name != DEFAULT and _BOX_ID.fullmatch(name) else None
+
+    def task(self, name: str) -> Task:
+        file = self._files[name]
+        return Task(name, file.last_path, self._complaint(name), file.known, file.sample)
+
+    def _complaint(self, name: str) -> Gone | Bad | None:
+        """What can be said of a file by its name alone."""
+        paths = self._files[name].paths
+        if not paths:
+            return Gone()
+        if name != DEFAULT and self._box(name) is None:
+            return Bad(
+                f"{shown(paths[0])}: no box can have this name: "
+                "it has letters, digits, '.', '_' and '-', 64 at most, and begins with a letter or a digit"
+            )
+        if len(paths) > 1:
+            others = ", ".join(shown(Path(path.name)) for path in paths[1:])
+            return Bad(f"{shown(paths[0])}: there is also {others}; keep one")
+        return None
+
+    def boxes_of(self, name: str) -> list[str]:
+        """The boxes that a file is for; for the default one, those without a file that has ever counted."""
+        if name == DEFAULT:
+            return sorted(box for box in self._boxes if self.file_of(box) is self._files[name])
+        box = self._files[name].box
+        return [] if box is None else [box]
+
+    def file_of(self, box: str) -> WatchedFile | None:
+        """The file whose policy is a box's."""
+        own = self._files.get(box) if box != DEFAULT else None
+        if own is not None and own.policy is not None:
+            return own
+        return self._files.get(DEFAULT)
+
+    def served(self) -> list[str]:
+        """Every box that must have a policy, or has a file."""
+        return sorted(self._boxes.union(file.box for file in self._files.values() if file.box is not None))

@@ -1,0 +1,279 @@
+"""Reading a policy file: whom it is taken from, and what it says."""
+
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+
+from box_policy.control.policy_file import PolicyFileError, examine, read_policy, shown
+from box_policy.control.trusted_file import Known, Missing, Whole, look
+from box_policy.control.trusted_path import Trail
+from box_policy.control.watched_file import Bad, BeingWritten, Gone, Good, Same
+from box_policy.policy.model import NetworkPolicy
+from tests.control.reading import IN_USER_NAMESPACE, in_child, look_at, refusal, whole
+
+STRANGER = 4711
+
+
+def give_away(path: Path) -> None:
+    try:
+        os.lchown(path, STRANGER, STRANGER)
+    except PermissionError:
+        pytest.skip("only root can give files away")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o700)
+    path = tmp_path / "policy.yaml"
+    path.write_text("mode: deny-all\n")
+    path.chmod(0o644)
+    return path
+
+
+# One-shot reads
+
+
+def test_a_policy_is_read(path: Path) -> None:
+    assert read_policy(path) == NetworkPolicy.parse("deny-all")
+
+
+def test_an_error_names_the_file_and_the_line(path: Path) -> None:
+    path.write_text("mode: custom\nallowed_domains: ['*']\n")
+    with pytest.raises(PolicyFileError, match=rf"^{path}:2:"):
+        read_policy(path)
+    with pytest.raises(PolicyFileError, match="No such file"):
+        read_policy(path.with_name("none.yaml"))
+
+
+# What is trusted
+
+
+def test_the_content_and_its_digest_are_read(path: Path) -> None:
+    found = whole(path)
+    assert found.data == b"mode: deny-all\n"
+    assert look_at(path, known=[found.digest]) == Known(found.digest)
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666, 0o620])
+def test_a_file_that_others_can_write_to_is_refused(path: Path, mode: int) -> None:
+    path.chmod(mode)
+    assert f"chmod go-w {path}" in refusal(path)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o775])
+def test_so_is_one_in_a_directory_that_others_can_write_to(path: Path, mode: int) -> None:
+    path.parent.chmod(mode)
+    assert f"chmod go-w {path.parent}" in refusal(path)
+
+
+def test_a_sticky_directory_is_no_danger_to_what_is_ours(path: Path) -> None:
+    path.parent.chmod(0o1777)
+    whole(path)
+    link = path.with_name("link.yaml")
+    link.symlink_to(path.name)
+    whole(link)
+
+
+def test_but_anybody_can_make_a_link_in_it(path: Path) -> None:
+    """To a policy that root has somewhere, and that allows more."""
+    path.parent.chmod(0o1777)
+    link = path.with_name("link.yaml")
+    link.symlink_to(path.name)
+    give_away(link)
+    assert f"belongs to user {STRANGER}" in refusal(link)
+
+
+@pytest.mark.parametrize("holder", ["of the link", "of the file", "above"])
+def test_every_directory_on_the_way_counts(path: Path, holder: str) -> None:
+    one, other = path.parent / "one", path.parent / "two"
+    inner = other / "inner"
+    one.mkdir(mode=0o755)
+    inner.mkdir(mode=0o755, parents=True)
+    path.rename(inner / "policy.yaml")
+    link = one / "link.yaml"
+    link.symlink_to("../two/inner/policy.yaml")
+    whole(link)
+    {"of the link": one, "of the file": inner, "above": other}[holder].chmod(0o777)
+    assert "others can write to the directory" in refusal(link)
+
+
+def test_a_strangers_file_is_refused(path: Path) -> None:
+    give_away(path)
+    assert f"belongs to user {STRANGER}; it has to be root's or user" in refusal(path)
+
+
+def test_an_owner_whom_the_user_namespace_does_not_know_is_refused(path: Path) -> None:
+    if os.geteuid() == 0:
+        give_away(path)
+    else:
+        path = Path("/etc/passwd")
+    assert "that this user namespace doesn't map" in in_child(IN_USER_NAMESPACE + "see()", path)
+
+
+def test_nor_does_a_reader_trust_itself_whom_it_does_not_know(path: Path) -> None:
+    """Then its own id is the one that stands for everybody."""
+    code = IN_USER_NAMESPACE.replace('write_text(f"0 {uid} 1")', "read_text()").replace(
+        'write_text(f"0 {gid} 1")', "read_text()"
+    )
+    path.chmod(0o644)
+    assert "that this user namespace doesn't map" in in_child(code + "see()", path)
+
+
+def test_a_mount_that_cannot_be_written_to_is_no_danger_whatever_its_mode(tmp_path: Path) -> None:
+    """As a ConfigMap's: its directories are 0777."""
+    code = """
+mount = lambda *arguments: subprocess.run(["mount", *arguments], check=True)
+mount("-t", "tmpfs", "none", str(path.parent))
+path.parent.chmod(0o777)
+path.write_text("x")
+path.chmod(0o644)
+see()
+mount("-o", "remount,ro", str(path.parent))
+see()
+"""
+    before, after = in_child(IN_USER_NAMESPACE + code, tmp_path / "policy.yaml").splitlines()
+    assert before.startswith("Refused")
+    assert after.startswith("Whole")
+
+
+# What is no file, or no sane one
+
+
+def test_a_fifo_is_refused_at_once(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    assert "a FIFO, not a regular file" in refusal(path)
+
+
+def test_a_directory_is_refused(path: Path) -> None:
+    assert "a directory, not a regular file" in refusal(path.parent)
+
+
+def test_a_device_is_refused(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "a device, not a regular file" in refusal(path)
+
+
+def test_more_than_a_policy_may_have_is_not_read(path: Path) -> None:
+    os.truncate(path, 1 << 30)
+    began = time.monotonic()
+    assert "larger than 8 MiB" in refusal(path)
+    assert time.monotonic() - began < 0.5
+
+
+def test_a_link_to_itself_is_refused(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+    assert "Too many levels" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["none.yaml", "none/policy.yaml", "policy.yaml/x.yaml"])
+def test_what_is_not_there_is_missing(path: Path, name: str) -> None:
+    assert look_at(path.parent / name) == Missing()
+
+
+def test_a_link_to_nowhere_is_missing(path: Path) -> None:
+    link = path.with_name("link.yaml")
+    link.symlink_to("none.yaml")
+    assert look_at(link) == Missing()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_must_not_be_read_is_refused(path: Path) -> None:
+    path.chmod(0)
+    assert refusal(path) == "Permission denied"
+
+
+def test_a_null_character_in_the_path_is_refused() -> None:
+    assert "null" in refusal(Path("/tmp/\0.yaml"))
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_no_descriptor_is_left_open(path: Path) -> None:
+    link = path.with_name("link.yaml")
+    link.symlink_to(f"../{path.parent.name}/./policy.yaml")
+    before = open_descriptors()
+    whole(link)
+    look_at(path / "x")
+    refusal(path.parent)
+    path.chmod(0o666)
+    refusal(path)
+    path.parent.chmod(0o777)
+    refusal(link)
+    assert open_descriptors() == before
+
+
+def test_the_trail_is_what_a_configmaps_file_depends_on(path: Path) -> None:
+    top = path.parent
+    (top / "..2026").mkdir(mode=0o755)
+    path.rename(top / "..2026" / "policy.yaml")
+    (top / "..data").symlink_to("..2026")
+    path.symlink_to("..data/policy.yaml")
+    trail = Trail()
+    found = look(path, max_bytes=100, trail=trail)
+    assert isinstance(found, Whole)
+    at = str(top)
+    assert trail.entries == {(at, "policy.yaml"), (at, "..data"), (f"{at}/..2026", "policy.yaml")}
+    assert trail.directories.keys() == {at, f"{at}/..2026"}
+    assert trail.directories[at] == (top.stat().st_dev, top.stat().st_ino)
+
+
+# What it says
+
+
+def finding(path: Path, known: Collection[bytes] = ()) -> object:
+    return examine(path, known=known, sample=None, trail=Trail())
+
+
+def test_what_a_file_is_found_to_hold(path: Path) -> None:
+    good = finding(path)
+    assert isinstance(good, Good)
+    assert good.policy == NetworkPolicy.parse("deny-all")
+    assert finding(path, [good.digest]) == Same(good.digest)
+    with path.open("a") as stream:
+        assert finding(path) == BeingWritten(None)
+        stream.write("x: 1\n")
+    bad = finding(path)
+    assert isinstance(bad, Bad)
+    assert bad.error.startswith(f"{path}:2:")
+    assert bad.digest is not None
+    path.chmod(0o666)
+    assert finding(path) == Bad(f"{path}: others can write to it: chmod go-w {path}")
+    path.unlink()
+    assert finding(path) == Gone()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"mode: deny-all\nmode: allow-all", b"[" * 100_000])
+def test_what_is_no_policy_is_bad(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert isinstance(finding(path), Bad)
+
+
+def test_a_parser_that_fails_is_a_bad_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr("box_policy.control.policy_file.parse_document", fail)
+    bad = finding(path)
+    assert isinstance(bad, Bad)
+    assert "RecursionError" in bad.error
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("/a/policy.yaml", "/a/policy.yaml"),
+        ("/a/é", "/a/é"),
+        ("/a/\x1b[31m\n", r"/a/\x1b[31m\n"),
+        (os.fsdecode(b"/a/\xff"), r"/a/\xff"),
+    ],
+)
+def test_a_path_is_shown_so_that_no_terminal_obeys_it(name: str, text: str) -> None:
+    assert shown(Path(name)) == text
