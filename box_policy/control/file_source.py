@@ -257,14 +257,15 @@ class FileSource:
         file = self._files[name]
         source = shown(file.last_path)
         try:
+            compiled = await self._store.compile(good.policy)
             for box in self._files.boxes_of(name):
                 if box in self._store:
                     try:
-                        await self._store.put(box, good.policy, source=source)
+                        await self._store.put(box, compiled, source=source)
                     except UnknownBoxError:
                         pass  # removed meanwhile
                 elif box == file.box:
-                    self._store.create(box, good.policy, source=source)
+                    self._store.create(box, compiled, source=source)
                 await asyncio.sleep(0)  # a default policy may be that of many boxes
         except Exception as error:
             said = f"{source}: it can't be put in force: {type(error).__name__}: {error}"

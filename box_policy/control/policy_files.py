@@ -13,15 +13,15 @@ from box_policy.control.policy_file import examine, shown
 from box_policy.control.trusted_file import Sample
 from box_policy.control.trusted_path import Trail
 from box_policy.control.watched_file import Bad, Finding, Gone, WatchedFile
+from box_policy.gate.mode import BOX_ID, DEFAULT_BOX
 
 MAX_FILES: Final = 10_000
 """Most policy files in one directory."""
 
-DEFAULT: Final = "default"
+DEFAULT: Final = DEFAULT_BOX
 """The file of this name serves the boxes without a file of their own."""
 
 _SUFFIXES: Final = (".yaml", ".yml", ".json")
-_BOX_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def name_of(entry: str) -> str | None:
@@ -145,7 +145,7 @@ class PolicyFiles:
         return changed | set(new[:room]), f"more than {MAX_FILES:,} policy files" if too_many else None
 
     def _box(self, name: str) -> str | None:
-        return name if name != DEFAULT and _BOX_ID.fullmatch(name) else None
+        return name if name != DEFAULT and re.fullmatch(BOX_ID, name) else None
 
     def task(self, name: str) -> Task:
         file = self._files[name]

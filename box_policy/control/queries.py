@@ -10,10 +10,10 @@ from urllib.parse import parse_qsl
 from box_policy.audit.records import Entry, Event, PolicyRecord, Protocol
 from box_policy.audit.stream import CAPACITY
 from box_policy.control.answers import ApiError
+from box_policy.gate.mode import BOX_ID
 from box_policy.policy.quoting import quoted
 from box_policy.policy.reasons import Reason
 
-BOX_ID: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 NAME: Final = r"(?:\*\.)?[!-)+-~]{1,255}"
 """A name as records hold it, or ``*.`` and a name for all below it."""
 MAX_BACKLOG: Final = CAPACITY

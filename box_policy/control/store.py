@@ -106,11 +106,12 @@ class PolicyStore:
         self._subscribers.append(subscriber)
         return lambda: self._subscribers.remove(subscriber)
 
-    def create(self, box: str, policy: NetworkPolicy, *, source: str) -> InForce:
+    def create(self, box: str, policy: NetworkPolicy | CompiledPolicy, *, source: str) -> InForce:
         """Add a box with its first policy. Raises BoxExistsError."""
         if box in self._boxes:
             raise BoxExistsError(f"there is a box {box!r} already")
-        return self._enforce(InForce(box, self._enforcer.compile(policy), 1, source))
+        compiled = policy if isinstance(policy, CompiledPolicy) else self._enforcer.compile(policy)
+        return self._enforce(InForce(box, compiled, 1, source))
 
     def remove(self, box: str) -> None:
         """Forget a box: all that it has open ends. Raises UnknownBoxError."""
@@ -126,13 +127,19 @@ class PolicyStore:
         return await asyncio.to_thread(self._enforcer.compile, policy)
 
     async def put(
-        self, box: str, policy: NetworkPolicy, *, source: str, expected: Collection[int] | None = None
+        self,
+        box: str,
+        policy: NetworkPolicy | CompiledPolicy,
+        *,
+        source: str,
+        expected: Collection[int] | None = None,
     ) -> InForce:
         """Put a policy in force for a known box, in place of the one before. The same one changes nothing.
 
         When it returns, the policy is in force, and connections that it no longer allows have been cut.
 
         Args:
+            policy: as written, or as :meth:`compile` makes it, which for many boxes is done once.
             expected: the generations that the change is meant for; None for whichever is in force.
 
         Raises:
@@ -140,7 +147,7 @@ class PolicyStore:
             StaleGenerationError: none of ``expected`` is in force.
         """
         self._check(box, expected)
-        compiled = await self.compile(policy)
+        compiled = policy if isinstance(policy, CompiledPolicy) else await self.compile(policy)
         # What follows is one step; what was checked before may have changed while it was compiled.
         before = self._check(box, expected)
         if compiled.policy == before.policy:

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 DEFAULT_BOX: Final = "default"
 """The box that a mode without an id serves."""
 
-_BOX_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+BOX_ID: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+"""What a box's id looks like, as a regular expression."""
 _BACKLOG: Final = 4096
 
 
@@ -33,7 +34,7 @@ class BoxMode(mode_specs.ProxyMode):
     transport_protocol = mode_specs.TCP
 
     def __post_init__(self) -> None:
-        if self.data and not _BOX_ID.fullmatch(self.data):
+        if self.data and not re.fullmatch(BOX_ID, self.data):
             raise ValueError("a box's id has letters, digits, '.', '_' and '-', 64 at most")
 
     @property

@@ -193,9 +193,10 @@ class TestTooSlow:
     async def test_a_head_in_time_has_no_deadline_left(self, make_control: MakeControl) -> None:
         control = make_control(bounds=Bounds(head_timeout=0.1), keep_alive=0.05)
         async with control.client.stream("GET", "/v1/decisions") as response:
-            comments = response.aiter_raw()
+            parts = response.aiter_raw()
+            await anext(parts)
             for _ in range(6):
-                assert await anext(comments) == b": \n\n"
+                assert (await anext(parts)).startswith(b": \n")
 
     async def test_an_idle_connection(self, make_control: MakeControl) -> None:
         control = make_control(bounds=Bounds(idle_timeout=0))
