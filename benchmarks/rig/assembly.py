@@ -1,13 +1,14 @@
 """The rig put together: the box, the origin, and what an order to them costs everybody."""
 
-import json
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks.rig import plan
 from benchmarks.rig.process import BenchmarkError, Program, busy_seconds, cpu_seconds, python_module
 
 
@@ -49,25 +50,44 @@ class Phase:
 class Rig:
     """Three namespaces in a row, for the life of a ``with``. This process is in the middle one."""
 
-    def __init__(self, cpus: Cpus) -> None:
+    box: Program
+    origin: Program
+
+    def __init__(
+        self,
+        cpus: Cpus,
+        *,
+        box: str = "benchmarks.rig.box",
+        origin: str = "benchmarks.rig.origin",
+        redirected: Sequence[str] = (plan.ALLOWED,),
+    ) -> None:
+        """
+        Args:
+            box: the module that is the load generator.
+            origin: the module that is the origin.
+            redirected: the origin's addresses that lead to the proxy.
+        """
         self.cpus = cpus
+        self._modules = box, origin
+        self._redirected = redirected
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         # pyroute2 takes 130 ms to import, which the two programs need as well to start.
         with ExitStack() as stack:
-            self._box = stack.enter_context(python_module("benchmarks.rig.box", cpu=self.cpus.box))
-            self._origin = stack.enter_context(python_module("benchmarks.rig.origin", cpu=self.cpus.origin))
+            box, origin = self._modules
+            self.box = stack.enter_context(python_module(box, cpu=self.cpus.box))
+            self.origin = stack.enter_context(python_module(origin, cpu=self.cpus.origin))
             from benchmarks.rig import network
 
-            for program in (self._box, self._origin):
+            for program in (self.box, self.origin):
                 _expect(program, b"unshared")
             try:
-                network.connect(self._box.pid, self._origin.pid)
+                network.connect(self.box.pid, self.origin.pid, self._redirected)
             except (OSError, network.NetlinkError) as error:
                 raise BenchmarkError(f"the kernel refuses the rig's network: {error}") from error
-            self._origin.write_line(b"connected")
-            _expect(self._origin, b"ready")
+            self.origin.write_line(b"connected")
+            _expect(self.origin, b"ready")
             self._stack = stack.pop_all()
         return self
 
@@ -76,15 +96,11 @@ class Rig:
 
     def order(self, order: str, **arguments: Any) -> dict[str, float]:
         """Have the box do something. BenchmarkError if it can't."""
-        self._box.write_line(json.dumps({"order": order, **arguments}).encode())
-        answer: dict[str, Any] = json.loads(self._box.read_line())
-        if "error" in answer:
-            raise BenchmarkError(f"{order}: {answer['error']}")
-        return answer
+        return self.box.order(order, **arguments)
 
     def measure(self, proxy: int | None, order: str, **arguments: Any) -> Phase:
         """The same, with what it costs; ``proxy`` is the process id of the one under test."""
-        programs = [proxy, self._box.pid, self._origin.pid]
+        programs = [proxy, self.box.pid, self.origin.pid]
         pinned = {cpu for cpu in (self.cpus.proxy, self.cpus.box, self.cpus.origin) if cpu is not None}
         watched = sorted(pinned or os.sched_getaffinity(0))
 
@@ -113,7 +129,7 @@ class Rig:
     def _sent_again(self) -> int:
         return sum(
             _sent_again(Path(f"/proc/{pid}/net/snmp").read_text())
-            for pid in (os.getpid(), self._box.pid, self._origin.pid)
+            for pid in (os.getpid(), self.box.pid, self.origin.pid)
         )
 
 

@@ -3,22 +3,15 @@
 Built to cost little: a connection is five system calls.
 """
 
-import json
 import os
 import socket
-import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
 
 from benchmarks.rig import plan
 from benchmarks.rig.bulk import limit_stalls, payload, swallow
+from benchmarks.rig.orders import LoadError, obey
 from tests.lab.namespace import unshare_network
-
-
-class LoadError(Exception):
-    """A connection came to something else than it should."""
 
 
 class Box:
@@ -113,17 +106,7 @@ def main() -> None:
     unshare_network()
     print("unshared", flush=True)
     box = Box()
-    orders: dict[str, Callable[..., dict[str, float]]] = {
-        "connections": box.connections, "keep": box.keep, "release": box.release, "down": box.down,
-        "up": box.up,
-    }  # fmt: skip
-    for line in sys.stdin:
-        arguments: dict[str, Any] = json.loads(line)
-        try:
-            answer: dict[str, Any] = orders[arguments.pop("order")](**arguments)
-        except (OSError, LoadError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+    obey(box.connections, box.keep, box.release, box.down, box.up)
 
 
 if __name__ == "__main__":

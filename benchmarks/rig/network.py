@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,10 @@ from pyroute2.nftables.main import NFTables
 
 from benchmarks.rig import plan
 
-__all__ = ["NetlinkError", "connect"]
+__all__ = ["TO_ORIGIN", "NetlinkError", "connect"]
+
+TO_ORIGIN: Final = "to-origin"
+"""The gate's end of the cable to the origin."""
 
 _TABLE: Final = "benchmark"
 _NFT_META_L4PROTO: Final = 16
@@ -34,16 +37,17 @@ _SYSCTLS: Final = {
 }
 
 
-def connect(box: int, origin: int) -> None:
+def connect(box: int, origin: int, redirected: Sequence[str]) -> None:
     """Join this network namespace to those of two processes.
 
+    ``redirected`` are the origin's addresses that lead to the proxy; ``plan.DIRECT`` is one that doesn't.
     Raises OSError or pyroute2's NetlinkError, which is none, if the kernel refuses.
     """
     _configure()
     _cable("to-box", plan.GATE_TO_BOX, box, plan.BOX)
-    _cable("to-origin", plan.GATE_TO_ORIGIN, origin, plan.ORIGIN)
+    _cable(TO_ORIGIN, plan.GATE_TO_ORIGIN, origin, plan.ORIGIN)
     with IPRoute() as gate:
-        for address in (plan.ALLOWED, plan.DIRECT):
+        for address in (*redirected, plan.DIRECT):
             gate.route("add", dst=f"{address}/32", gateway=plan.ORIGIN)
     with _inside(box), IPRoute() as network:
         _configure()
@@ -51,10 +55,10 @@ def connect(box: int, origin: int) -> None:
     with _inside(origin), IPRoute() as network:
         _configure()
         (loopback,) = network.link_lookup(ifname="lo")
-        for address in (plan.ALLOWED, plan.DIRECT):
+        for address in (*redirected, plan.DIRECT):
             network.addr("add", index=loopback, address=address, prefixlen=32)
         network.route("add", dst="default", gateway=plan.GATE_TO_ORIGIN)
-    _redirect()
+    _redirect(redirected)
 
 
 def _configure() -> None:
@@ -84,7 +88,7 @@ def _plug_in(network: IPRoute, name: str, address: str) -> None:
     network.link("set", index=index, state="up")
 
 
-def _redirect() -> None:
+def _redirect(addresses: Sequence[str]) -> None:
     def data(value: bytes) -> dict[str, Any]:
         return {"attrs": [("NFTA_DATA_VALUE", value)]}
 
@@ -93,7 +97,6 @@ def _redirect() -> None:
         nft.chain(
             "add", table=_TABLE, name="redirect", type="nat", hook="prerouting", priority=_PRIORITY_DSTNAT
         )
-        to_the_name = ipv4addr(dst=plan.ALLOWED)
         by_tcp = [
             genex("meta", {"dreg": 1, "key": _NFT_META_L4PROTO}),
             genex("cmp", {"sreg": 1, "op": _NFT_CMP_EQUAL, "data": data(bytes([socket.IPPROTO_TCP]))}),
@@ -102,7 +105,9 @@ def _redirect() -> None:
             genex("immediate", {"dreg": 1, "data": data(struct.pack("!H", plan.PROXY_PORT))}),
             genex("redir", {"reg_proto_min": 1}),
         ]
-        nft.rule("add", table=_TABLE, chain="redirect", expressions=(to_the_name, by_tcp, redirect))
+        for address in addresses:
+            to_it = ipv4addr(dst=address)
+            nft.rule("add", table=_TABLE, chain="redirect", expressions=(to_it, by_tcp, redirect))
 
 
 @contextmanager

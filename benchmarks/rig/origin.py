@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
 import dnslib
@@ -65,17 +66,21 @@ class Origin:
         sock.close()
 
 
+def answer(received: bytes, zone: Mapping[str, Sequence[str]], ttl: int) -> bytes:
+    """The answer to a DNS question, where names have IPv4 addresses and nothing else."""
+    question = dnslib.DNSRecord.parse(received)
+    reply = question.reply()
+    if question.q.qtype == dnslib.QTYPE.A:
+        for address in zone.get(str(question.q.qname).rstrip("."), ()):
+            reply.add_answer(dnslib.RR(question.q.qname, dnslib.QTYPE.A, rdata=dnslib.A(address), ttl=ttl))
+    return bytes(reply.pack())
+
+
 def answer_questions(sock: socket.socket) -> NoReturn:
     """A name server that knows one name."""
     while True:
         received, client = sock.recvfrom(4096)
-        question = dnslib.DNSRecord.parse(received)
-        reply = question.reply()
-        if question.q.qtype == dnslib.QTYPE.A and str(question.q.qname).rstrip(".") == plan.NAME:
-            reply.add_answer(
-                dnslib.RR(question.q.qname, dnslib.QTYPE.A, rdata=dnslib.A(plan.ALLOWED), ttl=300)
-            )
-        sock.sendto(reply.pack(), client)
+        sock.sendto(answer(received, {plan.NAME: [plan.ALLOWED]}, ttl=300), client)
 
 
 def main() -> None:

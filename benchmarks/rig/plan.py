@@ -38,13 +38,13 @@ _RANDOM_AT: Final = 11  # after the record's header (5), the handshake's (4) and
 _RANDOM: Final = struct.Struct("!cQ23x")
 
 
-def hello(order: bytes, size: int = 0) -> bytes:
-    """A ClientHello for the allowed name that carries an order, and a number of bytes with it."""
-    return client_hello(NAME.encode(), random=_RANDOM.pack(order, size))
+def hello(order: bytes, size: int = 0, *, name: str = NAME) -> bytes:
+    """A ClientHello for a name that carries an order, and a number of bytes (or another number) with it."""
+    return client_hello(name.encode(), random=_RANDOM.pack(order, size))
 
 
 def order(received: bytes) -> tuple[bytes, int]:
-    """The order in a received hello, and its number of bytes. ValueError if there is none."""
+    """The order in a received hello, and its number. ValueError if there is none."""
     try:
         kind, size = _RANDOM.unpack_from(received, _RANDOM_AT)
     except struct.error as error:

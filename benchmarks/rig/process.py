@@ -1,6 +1,7 @@
 """Programs that the benchmark starts: pinned, measured, and ended with it."""
 
 import ctypes
+import json
 import os
 import resource
 import select
@@ -78,6 +79,22 @@ class Program:
             pipe.flush()
         except BrokenPipeError as error:
             raise BenchmarkError(f"{self.name} has ended") from error
+
+    def begin(self, order: str, **arguments: Any) -> None:
+        """Have it do something; :meth:`finish` gives the answer. BenchmarkError if it has ended."""
+        self.write_line(json.dumps({"order": order, **arguments}).encode())
+
+    def finish(self) -> dict[str, Any]:
+        """The answer to what was begun. BenchmarkError if it could not be done."""
+        answer: dict[str, Any] = json.loads(self.read_line())
+        if "error" in answer:
+            raise BenchmarkError(f"{self.name}: {answer['error']}")
+        return answer
+
+    def order(self, order: str, **arguments: Any) -> dict[str, Any]:
+        """Have it do something, and wait for the answer. BenchmarkError if it can't."""
+        self.begin(order, **arguments)
+        return self.finish()
 
     def running(self) -> bool:
         return self._process.poll() is None

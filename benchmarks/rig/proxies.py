@@ -47,7 +47,7 @@ def lane(directory: Path, cpu: int | None, *, log: bool) -> Iterator[int]:
     """Run our gate; gives the process id. ``log``: it writes its records, two a connection."""
     records = [directory / "records.jsonl"] if log else []
     with python_module("benchmarks.rig.gate", *records, cpu=cpu) as program:
-        _wait_until_it_listens(program)
+        wait_until_it_listens(program)
         yield program.pid
 
 
@@ -74,7 +74,7 @@ def nginx(directory: Path, cpu: int | None, *, log: bool) -> Iterator[int]:
         )
     )
     with Program([binary, "-p", directory, "-c", configuration, "-e", "stderr"], cpu=cpu) as master:
-        _wait_until_it_listens(master)
+        wait_until_it_listens(master)
         deadline = time.monotonic() + _START_LIMIT
         while not (workers := children(master.pid)):
             if time.monotonic() > deadline:
@@ -108,7 +108,8 @@ def _version(binary: str) -> str:
     return subprocess.run([binary, "-V"], stdin=subprocess.DEVNULL, capture_output=True, text=True).stderr
 
 
-def _wait_until_it_listens(program: Program) -> None:
+def wait_until_it_listens(program: Program) -> None:
+    """Until the proxy's port is open. BenchmarkError if the program ends, or takes too long."""
     deadline = time.monotonic() + _START_LIMIT
     while not _listens():
         if not program.running():
