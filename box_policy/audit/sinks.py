@@ -6,6 +6,7 @@ import queue
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,9 @@ MAX_QUEUED = 65_536
 
 _BATCH = 256
 """Records that are written at once."""
+
+_PAUSE = 0.01
+"""Seconds for which records are collected: a thread that wakes for each one disturbs the gate."""
 
 
 class Audit:
@@ -68,6 +72,8 @@ class _Written:
         open_ended = True
         while open_ended:
             batch = [self._queue.get()]
+            if batch[0] is not None and self._queue.qsize() < _BATCH:
+                time.sleep(_PAUSE)
             while len(batch) < _BATCH and not self._queue.empty():
                 batch.append(self._queue.get())
             open_ended = all(record is not None for record in batch)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -288,6 +289,7 @@ async def _run_in_box(asked: _Run, audit: Audit, signals: Signals) -> int:
         cleanup.push_async_callback(embedded.close)
         embedded.start()
         await _control(asked, box.id, embedded.gate, audit, cleanup)
+        gc.freeze()  # what is loaded stays, and need not be looked through for garbage
         sockets = box.listeners
         embedded.gate.serve(box.id, tcp=sockets.tcp, dns_udp=sockets.dns_udp, dns_tcp=sockets.dns_tcp)
         return await _run_program(asked, box, signals)

@@ -1,6 +1,7 @@
 """The mitmproxy addon: options, hooks, and the wiring between mitmproxy and the gate."""
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -203,6 +204,9 @@ class EgressPolicy:
 
     def running(self) -> None:
         self._running = True
+        # What is loaded stays. Looking through it for garbage would hold up everything for 60 ms at a time.
+        gc.collect()
+        gc.freeze()
         if self.gate is None or not self.box_ids() <= self.gate.boxes.keys():
             self._stop_process("no policy is in force")
         # Depending on how fast the script was loaded, mitmproxy may be listening in its own mode already.

@@ -12,7 +12,7 @@ from box_policy.gate.destination import Destination, original_destination
 from box_policy.gate.dial import Dial
 from box_policy.gate.farewell import Farewell
 from box_policy.gate.poller import ERROR, HANG_UP, QUIET, READ
-from box_policy.gate.relay import reset
+from box_policy.gate.reset import reset
 from box_policy.gate.resolution import Resolution
 from box_policy.policy.domains import name_from_wire
 from box_policy.policy.reasons import Reason

@@ -12,7 +12,8 @@ from box_policy.gate.farewell import Farewell
 from box_policy.gate.overheard import Overheard
 from box_policy.gate.own_addresses import address_family
 from box_policy.gate.poller import ERROR, HANG_UP, QUIET, WRITE
-from box_policy.gate.relay import Pair, reset
+from box_policy.gate.relay import Pair
+from box_policy.gate.reset import reset
 from box_policy.policy.addresses import Address
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import Verdict

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from box_policy.gate.boxes import GatedBox
 from box_policy.gate.poller import READ
-from box_policy.gate.relay import reset_on_close
+from box_policy.gate.reset import reset_on_close
 from box_policy.policy.reasons import Reason
 
 if TYPE_CHECKING:

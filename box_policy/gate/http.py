@@ -32,7 +32,7 @@ from box_policy.gate.http_upstreams import Upstreams
 from box_policy.gate.limits import Limits
 from box_policy.gate.own_addresses import address_family
 from box_policy.gate.readers import CountingReader, GatedReader
-from box_policy.gate.relay import reset, reset_on_close
+from box_policy.gate.reset import reset, reset_now
 from box_policy.gate.resolver import Resolver
 from box_policy.policy.addresses import Address
 from box_policy.policy.reasons import Reason
@@ -77,6 +77,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._allowed_claim: Claim | None = None  # of the last request that was let through
         self._upstreams = Upstreams()
         self._down = 0
+        self._dialling: socket.socket | None = None  # until there is a writer for it
         self._timer: asyncio.TimerHandle | None = None
         self._writers = [writer]
         self._reader = GatedReader(reader, handed_over.received)
@@ -122,7 +123,10 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     def judge_again(self) -> bool:
         """The box has a new policy. What it no longer allows ends; the rest goes on."""
-        if self._ended is not None or self._refusal is not None:
+        if self._ended is not None:
+            return False
+        if self._refusal is not None:
+            self._upstreams.judge_again()
             return False
         denial = self._denial()
         if denial is not None:
@@ -153,8 +157,10 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         for writer in self._writers:
             sock = writer.get_extra_info("socket")
             if self._ended is not None and sock is not None:
-                reset_on_close(sock)
+                reset_now(sock)
             writer.transport.abort()
+        if self._ended is not None and self._dialling is not None:
+            reset_now(self._dialling)
 
     # What the layer tells.
 
@@ -330,6 +336,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             await self.server_event(events.OpenConnectionCompleted(command, server.error))
             return
         reader, writer = await asyncio.open_connection(sock=sock)
+        self._dialling = None
         server.timestamp_tcp_setup = time.time()
         server.state = ConnectionState.OPEN
         server.peername = writer.get_extra_info("peername")
@@ -365,6 +372,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             except OSError as failure:
                 error = f"{address}: {failure.strerror}"
                 continue
+            self._dialling = sock
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 async with asyncio.timeout(self._limits.connect_timeout):

@@ -8,7 +8,7 @@ from box_policy.audit.sinks import Audit
 from box_policy.gate.claim import HandedOver
 from box_policy.gate.http import HttpHandler
 from box_policy.gate.limits import Limits
-from box_policy.gate.relay import reset
+from box_policy.gate.reset import reset
 from box_policy.gate.resolver import Resolver
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import Verdict

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from mitmproxy.connection import ConnectionState, Server
 
 from box_policy.gate.claim import Claim
-from box_policy.gate.relay import reset_on_close
+from box_policy.gate.reset import reset_now
 from box_policy.policy.addresses import Address
 
 
@@ -37,5 +37,5 @@ class Upstreams:
         """Reset those that the box's policy in force does not allow."""
         for server, (claim, writer) in list(self._open.items()):
             if server.address is None or not claim.judge_again(ip_address(server.address[0])).allowed:
-                reset_on_close(writer.get_extra_info("socket"))
+                reset_now(writer.get_extra_info("socket"))
                 writer.transport.abort()

@@ -22,13 +22,14 @@ from box_policy.gate.claim import HandedOver, limit_record
 from box_policy.gate.destination import Destination
 from box_policy.gate.limits import OUT_OF_RESOURCES, Limits
 from box_policy.gate.poller import QUIET, READ, Poller
-from box_policy.gate.relay import Relay, reset
+from box_policy.gate.relay import Relay
+from box_policy.gate.reset import reset
 from box_policy.gate.resolution import Resolution
 from box_policy.policy.reasons import Reason
 
 log = logging.getLogger(__name__)
 
-ACCEPTS_A_TURN: Final = 64
+ACCEPTS_A_TURN: Final = 8
 IDLE_SWEEP: Final = 30.0
 """Seconds between two looks for idle connections."""
 
@@ -153,6 +154,7 @@ class Lane:
                     mortal.failed(error)
         for listener in self._listeners.values():
             listener.resume()
+        self.relay.close_emptied()
         if now >= self._next_idle_sweep:
             self._next_idle_sweep = now + min(IDLE_SWEEP, self.limits.idle_timeout / 4)
             self.relay.close_idle(now - self.limits.idle_timeout)

@@ -19,7 +19,8 @@ QUIET = select.EPOLLET
 """Neither reading nor writing: only a hang-up or an error is told, and told once. (An empty set would
 be told of a hang-up again and again.)"""
 
-BATCH = 256
+BATCH = 16
+"""Events of one turn, some milliseconds' work at most: the loop around has others to serve."""
 
 
 class Target(Protocol):

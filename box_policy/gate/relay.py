@@ -14,27 +14,16 @@ from collections.abc import Callable
 from typing import Final
 
 from box_policy.gate.poller import ERROR, HANG_UP, QUIET, READ, WRITE, Poller
+from box_policy.gate.reset import reset
 from box_policy.policy.reasons import Reason
 
 BUFFER: Final = 64 * 1024
 PIPE: Final = 1024 * 1024
 POOLED_PIPES: Final = 16
+_SIOCOUTQNSD: Final = 0x894B  # <linux/sockios.h>: bytes queued and not yet sent
+_NOTHING: Final = struct.pack("i", 0)
+_TCP_CLOSE: Final = 7  # <net/tcp_states.h>
 _SPLICE_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-
-
-def reset_on_close(sock: socket.socket) -> None:
-    """Have it end with RST, whoever closes it: nothing still queued, in either direction, is delivered."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    except OSError:
-        pass  # already broken, or closed
-
-
-def reset(sock: socket.socket) -> None:
-    """Close with RST."""
-    reset_on_close(sock)
-    sock.close()
 
 
 class Direction:
@@ -126,6 +115,15 @@ class Pair:
         for direction in (self.up, self.down):
             self.relay.poller.watch(direction.source.fileno(), direction.interest(), direction)
 
+    def rest(self) -> None:
+        """Wait for nothing more: both sides have finished."""
+        for direction in (self.up, self.down):
+            self.relay.poller.unregister(direction.source.fileno())
+
+    def unsent(self) -> bool:
+        """Does the kernel still hold bytes that it has not sent?"""
+        return _unsent(self.up.source) or _unsent(self.down.source)
+
     def close(self, reason: Reason) -> None:
         """End it: in order after ``CLOSED``, with RST both ways after any other reason."""
         if self.closed:
@@ -152,6 +150,7 @@ class Relay:
         self._view = memoryview(self._buffer)
         self._pipes: list[tuple[int, int]] = []
         self.pairs: set[Pair] = set()
+        self._emptying: set[Pair] = set()
 
     def start(
         self,
@@ -189,6 +188,7 @@ class Relay:
 
     def closed(self, pair: Pair) -> None:
         self.pairs.discard(pair)
+        self._emptying.discard(pair)
 
     def pump(self, direction: Direction) -> None:
         """The source is readable: take what it has and give it to the sink."""
@@ -289,10 +289,20 @@ class Relay:
 
     def _finish(self, direction: Direction) -> None:
         direction.finished = True
-        if direction.reverse.finished:
-            direction.pair.close(Reason.CLOSED)
-        else:
+        if not direction.reverse.finished:
             direction.sink.shutdown(socket.SHUT_WR)
+        elif _unsent(direction.sink) or _unsent(direction.source):
+            # Closed now, the kernel would go on sending what is queued, and nobody could cut that any more.
+            direction.sink.shutdown(socket.SHUT_WR)
+            direction.pair.rest()
+            self._emptying.add(direction.pair)
+        else:
+            direction.pair.close(Reason.CLOSED)
+
+    def close_emptied(self) -> None:
+        """Close the pairs of which the kernel has sent the last byte. To be called a few times a second."""
+        for pair in [pair for pair in self._emptying if not pair.unsent()]:
+            pair.close(Reason.CLOSED)
 
     def _take_pipe(self) -> tuple[int, int]:
         if self._pipes:
@@ -325,6 +335,13 @@ class Relay:
         for pipe in self._pipes:
             _close_pipe(pipe)
         self._pipes.clear()
+
+
+def _unsent(sock: socket.socket) -> bool:
+    if fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, _NOTHING) == _NOTHING:
+        return False
+    # Of a broken connection, what is left will never be sent.
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE
 
 
 def _close_pipe(pipe: tuple[int, int]) -> None:

@@ -1,7 +1,9 @@
 """A new policy and what is open: what it no longer allows is cut on both sides, the rest loses nothing."""
 
 import asyncio
+import errno
 import hashlib
+import socket
 
 import dnslib
 import pytest
@@ -303,6 +305,22 @@ class TestHttp:
         record = await cut(gate, client, ONLY_WILD, Event.END)
         assert (record.name, record.rule) == ("allowed.test", "allowed_domains: no entry matches")
         await lab.expect_async(lambda: lab.connections(plan.ALLOWED4)[0].closed == "reset")
+
+    @pytest.mark.parametrize("target", ["/", "/hold"])
+    async def test_both_sides_are_reset_when_the_policy_is_in_force(
+        self, gate: GateUnderTest, lab: Lab, target: str
+    ) -> None:
+        client = await gate.claim(plan.ALLOWED4, 80)
+        await client.send(request("allowed.test", line=f"GET {target} HTTP/1.1"))
+        await lab.expect_async(lab.requests)
+        if target == "/":
+            await client.read_response()
+        assert gate.put_policy("deny-all") == 1
+        # Without another turn of the loop: what has been put is in force.
+        sock = client.writer.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+        resets = [packet for packet in lab.packets(plan.ALLOWED4) if "R" in packet.flags]
+        assert len(resets) == 1
 
     @pytest.mark.parametrize("policy", [ONLY_NAME, "allow-all", without(plan.EVIL4)])
     async def test_keep_alive_that_is_still_allowed(
