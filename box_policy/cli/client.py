@@ -20,7 +20,7 @@ from httpx_sse import EventSource, ServerSentEvent
 import box_policy
 from box_policy.cli.errors import FAILURE, USAGE
 from box_policy.cli.shown import printable
-from box_policy.control.address import ControlAddress, UnixAddress
+from box_policy.control.http.address import ControlAddress, UnixAddress
 from box_policy.policy.model import PolicyIssue
 
 MAX_ANSWER: Final = 32 << 20

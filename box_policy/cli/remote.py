@@ -12,9 +12,9 @@ import typer
 
 from box_policy.cli.errors import FAILURE, USAGE, fail
 from box_policy.cli.shown import listed, printable
-from box_policy.control.address import ControlError, parse_control_address
-from box_policy.control.token import VARIABLE as TOKEN_VARIABLE
-from box_policy.control.token import read_token
+from box_policy.control.http.address import ControlError, parse_control_address
+from box_policy.control.http.token import VARIABLE as TOKEN_VARIABLE
+from box_policy.control.http.token import read_token
 
 if TYPE_CHECKING:
     # httpx takes longer to import than most commands do.

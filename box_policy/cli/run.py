@@ -306,9 +306,9 @@ async def _control(
         return
     # Only now: what serves the endpoint takes a while to import.
     from box_policy.control.endpoint import ControlError, parse_control_address
+    from box_policy.control.http.token import read_token
     from box_policy.control.plane import ControlPlane
     from box_policy.control.policy_file import PolicyFileError
-    from box_policy.control.token import read_token
 
     plane = ControlPlane(gate, audit)
     cleanup.push_async_callback(plane.close)

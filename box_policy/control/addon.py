@@ -8,9 +8,9 @@ from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
 
 from box_policy.control.endpoint import ControlError, parse_control_address
+from box_policy.control.http.token import read_token
 from box_policy.control.plane import ControlPlane
 from box_policy.control.policy_file import PolicyFileError
-from box_policy.control.token import read_token
 from box_policy.gate.addon import EgressPolicy
 from box_policy.policy.model import NetworkPolicy
 

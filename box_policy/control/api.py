@@ -16,13 +16,13 @@ from box_policy.audit.metrics import CONTENT_TYPE, Metrics
 from box_policy.audit.records import MAX_DETAIL, Outcome, PolicyRecord, timestamp
 from box_policy.audit.sinks import Sink
 from box_policy.audit.stream import InvalidEventId, Reader, RecordStream
-from box_policy.control.answers import ApiError, internal_error, issues, json_response
-from box_policy.control.bodies import BODY_TIMEOUT, parse_if_match, parse_policy, read_json
-from box_policy.control.events import Events
-from box_policy.control.explanations import explain
-from box_policy.control.openapi import document
-from box_policy.control.pace import Pace
-from box_policy.control.queries import parse_query
+from box_policy.control.http.answers import ApiError, internal_error, issues, json_response
+from box_policy.control.http.bodies import BODY_TIMEOUT, parse_if_match, parse_policy, read_json
+from box_policy.control.http.events import Events
+from box_policy.control.http.explanations import explain
+from box_policy.control.http.openapi import document
+from box_policy.control.http.pace import Pace
+from box_policy.control.http.queries import parse_query
 from box_policy.control.store import InForce, PolicyStore, StaleGenerationError, UnknownBoxError
 from box_policy.gate.resolution import Resolution
 from box_policy.policy.model import PolicyError

@@ -9,17 +9,17 @@ from starlette.types import ASGIApp
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from box_policy.control.address import (
+from box_policy.control.http.address import (
     ControlAddress,
     ControlError,
     TcpAddress,
     UnixAddress,
     parse_control_address,
 )
-from box_policy.control.answers import Answering
-from box_policy.control.guard import Guard, check_token, peer_refusal
-from box_policy.control.http_protocol import Bounds, ControlProtocol
-from box_policy.control.listening import Listening
+from box_policy.control.http.answers import Answering
+from box_policy.control.http.guard import Guard, check_token, peer_refusal
+from box_policy.control.http.listening import Listening
+from box_policy.control.http.protocol import Bounds, ControlProtocol
 from box_policy.gate.network_namespace import netns_cookie
 
 __all__ = [

@@ -14,14 +14,19 @@ import watchfiles
 
 from box_policy.audit.records import PolicyRecord
 from box_policy.audit.sinks import Audit
-from box_policy.control.agenda import Agenda
-from box_policy.control.directory_watch import Awatch, DirectoryWatch
-from box_policy.control.policy_file import PolicyFileError, shown
-from box_policy.control.policy_files import DEFAULT, Listing, PolicyFiles, examine_all, list_files, name_of
-from box_policy.control.store import PolicyStore, UnknownBoxError
-from box_policy.control.trusted_file import SETTLE
-from box_policy.control.trusted_path import Trail
-from box_policy.control.watched_file import (
+from box_policy.control.files.agenda import Agenda
+from box_policy.control.files.directory_watch import Awatch, DirectoryWatch
+from box_policy.control.files.policy_files import (
+    DEFAULT,
+    Listing,
+    PolicyFiles,
+    examine_all,
+    list_files,
+    name_of,
+)
+from box_policy.control.files.trusted_file import SETTLE
+from box_policy.control.files.trusted_path import Trail
+from box_policy.control.files.watched_file import (
     Bad,
     BeingWritten,
     FileStatus,
@@ -32,6 +37,8 @@ from box_policy.control.watched_file import (
     Same,
     WatchedFile,
 )
+from box_policy.control.policy_file import PolicyFileError, shown
+from box_policy.control.store import PolicyStore, UnknownBoxError
 
 log = logging.getLogger(__name__)
 

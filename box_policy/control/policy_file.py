@@ -7,9 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from box_policy.control.trusted_file import Known, Missing, Refused, Sample, Unsettled, Whole, look
-from box_policy.control.trusted_path import Trail
-from box_policy.control.watched_file import Bad, BeingWritten, Finding, Gone, Good, Same
+from box_policy.control.files.trusted_file import Known, Missing, Refused, Sample, Unsettled, Whole, look
+from box_policy.control.files.trusted_path import Trail
+from box_policy.control.files.watched_file import Bad, BeingWritten, Finding, Gone, Good, Same
 from box_policy.policy.document import MAX_BYTES, DocumentError, parse_document
 from box_policy.policy.model import NetworkPolicy
 

@@ -18,9 +18,9 @@ from box_policy.audit.metrics import Metrics
 from box_policy.audit.records import Entry
 from box_policy.audit.sinks import Audit
 from box_policy.audit.stream import RecordStream
-from box_policy.control.address import ControlAddress, UnixAddress
 from box_policy.control.api import Activity, Backend, make_app
 from box_policy.control.endpoint import Endpoint
+from box_policy.control.http.address import ControlAddress, UnixAddress
 from box_policy.control.store import PolicyStore
 from box_policy.gate.resolution import Resolution
 from box_policy.policy.model import NetworkPolicy

@@ -20,7 +20,7 @@ from box_policy.cli import client
 from box_policy.cli.client import Broken, Client, Opened, Told
 from box_policy.cli.main import app
 from box_policy.cli.remote import default_address
-from box_policy.control.address import parse_control_address
+from box_policy.control.http.address import parse_control_address
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from box_policy.cli.main import app
 from box_policy.cli.status import _span
-from box_policy.control.address import parse_control_address
+from box_policy.control.http.address import parse_control_address
 from tests.cli.conftest import FileStatus, Gate
 
 TOKEN = "a-token-of-this-test"

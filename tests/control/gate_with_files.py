@@ -10,8 +10,8 @@ from typing import Any
 from box_policy.audit.records import Entry, Outcome, PolicyRecord
 from box_policy.audit.sinks import Audit
 from box_policy.control.file_source import FileSource
+from box_policy.control.files.watched_file import FileStatus
 from box_policy.control.store import InForce, PolicyStore
-from box_policy.control.watched_file import FileStatus
 from box_policy.policy.model import NetworkPolicy
 from box_policy.policy.rules import CompiledPolicy
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from box_policy.control.trusted_file import Look, Refused, Sample, Whole, look
-from box_policy.control.trusted_path import Trail
+from box_policy.control.files.trusted_file import Look, Refused, Sample, Whole, look
+from box_policy.control.files.trusted_path import Trail
 from box_policy.policy.document import MAX_BYTES
 
 
@@ -47,8 +47,8 @@ def in_child(code: str, *arguments: object) -> str:
 IN_USER_NAMESPACE = """
 import os, subprocess, sys
 from pathlib import Path
-from box_policy.control.trusted_file import look
-from box_policy.control.trusted_path import Trail
+from box_policy.control.files.trusted_file import look
+from box_policy.control.files.trusted_path import Trail
 uid, gid = os.geteuid(), os.getegid()
 try:
     os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS)

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from box_policy.audit.records import MAX_DETAIL, Outcome, PolicyRecord
-from box_policy.control.answers import ERRORS, Answering
 from box_policy.control.api import make_app
+from box_policy.control.http.answers import ERRORS, Answering
 from box_policy.policy.model import NetworkPolicy
 from tests.control.conftest import BOX, POLICY, Control, MakeControl, World
 

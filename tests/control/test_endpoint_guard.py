@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from box_policy.control.endpoint import TcpAddress, UnixAddress
-from box_policy.control.guard import Guard
+from box_policy.control.http.guard import Guard
 from tests.control.conftest import POLICY, TOKEN, Control, MakeControl
 from tests.control.test_api import error
 from tests.control.test_endpoint import LOOPBACK, LOOPBACK6

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from box_policy.control.bodies import MAX_BODY
 from box_policy.control.endpoint import Bounds, TcpAddress
+from box_policy.control.http.bodies import MAX_BODY
 from tests.control.conftest import POLICY, TOKEN, Control, MakeControl
 from tests.control.test_endpoint import LOOPBACK
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from box_policy.audit.records import Outcome
-from box_policy.control import policy_files
+from box_policy.control.files import policy_files
 from box_policy.policy.model import NetworkPolicy
 from tests.control.gate_with_files import (
     BAD,

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from box_policy.audit.records import Outcome
-from box_policy.control import trusted_file
-from box_policy.control.trusted_file import SETTLE, Known, Look, Sample, Unsettled, Whole
+from box_policy.control.files import trusted_file
+from box_policy.control.files.trusted_file import SETTLE, Known, Look, Sample, Unsettled, Whole
 from box_policy.policy.model import NetworkPolicy
 from tests.control.gate_with_files import OPEN, Files, no_events, rounds, until, watching
 from tests.control.reading import in_child, look_at, whole
@@ -53,8 +53,8 @@ def test_readers_do_not_disturb(path: Path) -> None:
 WRITER_DURING_THE_READ = """
 import fcntl, os, signal, sys, threading
 from pathlib import Path
-from box_policy.control import trusted_file
-from box_policy.control.trusted_path import Trail
+from box_policy.control.files import trusted_file
+from box_policy.control.files.trusted_path import Trail
 signals = []
 path, handling, thread, owner = Path(sys.argv[1]), *sys.argv[2:]
 if handling == "handled":
@@ -204,7 +204,7 @@ async def test_nothing_but_the_whole_of_what_a_slow_writer_writes_counts(
     path: Path, leases: bool, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not leases:
-        monkeypatch.setattr("box_policy.control.trusted_file._LEASED", frozenset())
+        monkeypatch.setattr("box_policy.control.files.trusted_file._LEASED", frozenset())
     flags = {"truncated": os.O_TRUNC, "over what was there": 0, "new file": os.O_CREAT}[start]
 
     def write() -> None:

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from schemathesis import checks
 
 from box_policy.audit.records import Event, Outcome, PolicyRecord, Protocol
-from box_policy.control.answers import ERRORS, Answering
 from box_policy.control.api import make_app
-from box_policy.control.openapi import document
+from box_policy.control.http.answers import ERRORS, Answering
+from box_policy.control.http.openapi import document
 from box_policy.policy.model import NetworkPolicy
 from box_policy.policy.reasons import Reason
 from tests.control.conftest import BOX, Control, World, record

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from box_policy.control.files.trusted_file import Known, Missing, Whole, look
+from box_policy.control.files.trusted_path import Trail
+from box_policy.control.files.watched_file import Bad, BeingWritten, Gone, Good, Same
 from box_policy.control.policy_file import PolicyFileError, examine, read_policy, shown
-from box_policy.control.trusted_file import Known, Missing, Whole, look
-from box_policy.control.trusted_path import Trail
-from box_policy.control.watched_file import Bad, BeingWritten, Gone, Good, Same
 from box_policy.policy.model import NetworkPolicy
 from tests.control.reading import IN_USER_NAMESPACE, in_child, look_at, refusal, whole
 

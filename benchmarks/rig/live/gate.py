@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.rig import plan
 from benchmarks.rig.live.plan import BOX_ID, NAME_SERVER
 from box_policy.audit.sinks import Audit, JsonLines
-from box_policy.control.address import parse_control_address
+from box_policy.control.http.address import parse_control_address
 from box_policy.control.plane import ControlPlane
 from box_policy.gate.embedded import EmbeddedGate
 from box_policy.gate.gate import Settings

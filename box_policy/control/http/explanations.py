@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from box_policy.control.answers import ApiError, issues
-from box_policy.control.bodies import Body, parse_policy
+from box_policy.control.http.answers import ApiError, issues
+from box_policy.control.http.bodies import Body, parse_policy
 from box_policy.control.store import PolicyStore
 from box_policy.gate.resolution import Resolution
 from box_policy.policy.addresses import Address

@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 
 from starlette.requests import Request
 
-from box_policy.control.answers import ApiError
+from box_policy.control.http.answers import ApiError
 from box_policy.policy.model import NetworkPolicy
 from box_policy.policy.quoting import quoted
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from box_policy.audit.records import Entry, Event, PolicyRecord, Protocol
 from box_policy.audit.stream import CAPACITY
-from box_policy.control.answers import ApiError
+from box_policy.control.http.answers import ApiError
 from box_policy.gate.mode import BOX_ID
 from box_policy.policy.quoting import quoted
 from box_policy.policy.reasons import Reason

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from box_policy.control.address import ControlError
+from box_policy.control.http.address import ControlError
 
 VARIABLE: Final = "BOX_POLICY_CONTROL_TOKEN"
 _MAX_SIZE: Final = 4096

@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from box_policy.audit.records import Event, Protocol
 from box_policy.audit.stream import EVENT_ID
-from box_policy.control import schemas
-from box_policy.control.answers import ERRORS
-from box_policy.control.queries import MAX_BACKLOG, MAX_VALUES, NAME
+from box_policy.control.http import schemas
+from box_policy.control.http.answers import ERRORS
+from box_policy.control.http.queries import MAX_BACKLOG, MAX_VALUES, NAME
 from box_policy.gate.mode import BOX_ID
 from box_policy.policy.reasons import Reason
 

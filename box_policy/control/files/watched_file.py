@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from box_policy.audit.records import Outcome
-from box_policy.control.trusted_file import Sample
+from box_policy.control.files.trusted_file import Sample
 from box_policy.policy.model import NetworkPolicy
 
 type State = Literal["ok", "refused", "missing", "being_written"]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from box_policy.control.files.trusted_file import Sample
+from box_policy.control.files.trusted_path import Trail
+from box_policy.control.files.watched_file import Bad, Finding, Gone, WatchedFile
 from box_policy.control.policy_file import examine, shown
-from box_policy.control.trusted_file import Sample
-from box_policy.control.trusted_path import Trail
-from box_policy.control.watched_file import Bad, Finding, Gone, WatchedFile
 from box_policy.gate.mode import BOX_ID, DEFAULT_BOX
 
 MAX_FILES: Final = 10_000

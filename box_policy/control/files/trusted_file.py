@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from box_policy.control.trusted_path import Trail, UntrustedError, open_trusted
+from box_policy.control.files.trusted_path import Trail, UntrustedError, open_trusted
 
 SETTLE: Final = 0.1
 """Seconds for which a content must stay the same, where there are no leases."""

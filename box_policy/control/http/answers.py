@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from box_policy.control.pace import Pace
+from box_policy.control.http.pace import Pace
 from box_policy.policy.model import PolicyIssue
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from box_policy.control.answers import ApiError
-from box_policy.control.guard import PEER_REFUSAL
-from box_policy.control.pace import Pace
+from box_policy.control.http.answers import ApiError
+from box_policy.control.http.guard import PEER_REFUSAL
+from box_policy.control.http.pace import Pace
 
 _log: Final = logging.getLogger(__name__)
 _log.setLevel(logging.WARNING)  # uvicorn's code would also trace each connection

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from box_policy.audit.records import MAX_ADDRESSES, Event, Outcome, Protocol
 from box_policy.audit.stream import EVENT_ID
-from box_policy.control.explanations import MAX_TARGET, MAX_TARGETS
+from box_policy.control.http.explanations import MAX_TARGET, MAX_TARGETS
 from box_policy.gate.mode import BOX_ID
 from box_policy.policy.reasons import Reason
 from box_policy.policy.schema import json_schema

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from box_policy.control.address import ControlAddress, ControlError, TcpAddress, UnixAddress
+from box_policy.control.http.address import ControlAddress, ControlError, TcpAddress, UnixAddress
 
 _BACKLOG: Final = 128
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH

@@ -11,9 +11,9 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from box_policy.control.address import ControlAddress, ControlError, TcpAddress
-from box_policy.control.answers import ApiError
-from box_policy.control.pace import Pace
+from box_policy.control.http.address import ControlAddress, ControlError, TcpAddress
+from box_policy.control.http.answers import ApiError
+from box_policy.control.http.pace import Pace
 from box_policy.gate.network_namespace import netns_cookie
 from box_policy.policy.quoting import quoted
 

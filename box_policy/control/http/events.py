@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from box_policy.audit.stream import Batch, Reader, RecordStream
-from box_policy.control.queries import Query
+from box_policy.control.http.queries import Query
 
 _KEEP_ALIVE: Final = 15.0
 """Seconds without a record after which a comment is sent: so that neither side takes the other for dead."""

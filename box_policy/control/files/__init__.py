@@ -1,0 +1,1 @@
+"""Policy files: found, trusted, read whole, and followed."""
