@@ -98,7 +98,7 @@ class Arrival:
             self._end(Verdict.denied(Reason.POLICY_CHANGED, denial.rule))
             return True
         verdict = self._claim.box.policy.judge_address(self._claim.destination.address)
-        if verdict.allowed and self._hello is not None and not self._resolving:
+        if verdict.allowed and self._hello is not None:
             self._dial(verdict, bytes(self._hello.received))
         return False
 
@@ -141,9 +141,13 @@ class Arrival:
             self._deny(verdict)
             return
         self._resolving = True
-        self._lane.resolve(claim.name, self._resolved)
+        self._lane.resolve(claim.name, self._resolved, self._may_ask)
         if not self._done:
             self._lane.poller.watch(self._sock.fileno(), QUIET, self)
+
+    def _may_ask(self) -> bool:
+        claim = self._claim
+        return not self._done and claim.name is not None and claim.box.policy.judge_name(claim.name).allowed
 
     def _resolved(self, resolution: Resolution) -> None:
         """Called by the resolver, so whatever goes wrong has to end here."""

@@ -37,6 +37,8 @@ class GatedBox:
         self.questions = 0
         """DNS questions that are not answered yet."""
         self.dns_connections = 0
+        self.overheard = 0
+        """Names that went by and are being resolved."""
         self.judged_again: dict[tuple[Address, str | None, Address], Verdict] = {}
         """By the policy in force, on what was open when it came: many connections go to few places."""
         self._limit_recorded = float("-inf")

@@ -85,11 +85,14 @@ class Dial:
 
     def judge_again(self) -> bool:
         verdict = self._claim.judge_again(self.target)
-        if not verdict.allowed:
-            self._end(Verdict.denied(Reason.POLICY_CHANGED, verdict.rule))
-            return True
         self._addresses = [address for address in self._addresses if self._claim.judge_again(address).allowed]
-        return False
+        if verdict.allowed:
+            return False
+        if self._addresses:
+            self._give_up_address(errno.EACCES)
+            return False
+        self._end(Verdict.denied(Reason.POLICY_CHANGED, verdict.rule))
+        return True
 
     def _end(self, verdict: Verdict) -> None:
         if self._leave():
@@ -125,7 +128,7 @@ class Dial:
         self._lane.connecting.stop(self)
         if self._server is not None:
             self._lane.poller.unregister(self._server.fileno())
-            self._server.close()
+            reset(self._server)
             self._server = None
         self._next()
 
@@ -192,21 +195,23 @@ class _ClientWatcher:
 class Relayed:
     """A relayed connection, as the box's list of live ones sees it."""
 
-    __slots__ = ("_claim", "_lane", "_pair", "_rule", "_target")
+    __slots__ = ("_claim", "_lane", "_overheard", "_pair", "_rule", "_target")
 
     def __init__(self, lane: "Lane", claim: Claim, target: Address) -> None:
         self._lane = lane
         self._claim = claim
         self._target = target
         self._pair: Pair | None = None
+        self._overheard: Overheard | None = None
         self._rule = ""
 
     def begin(self, client: socket.socket, server: socket.socket, received: bytes) -> None:
         listener = None
         if self._claim.name is None:
-            overheard = Overheard(self._claim, self._lane.resolve)
-            if not received or overheard.read(received):
-                listener = overheard.read
+            self._overheard = Overheard(self._claim, self._lane.resolve)
+            if not received or self._overheard.read(received):
+                listener = self._overheard.read
+                self._lane.overhearing.start(self, self._lane.poller.now)
         self._pair = self._lane.relay.start(client, server, received, self._closed, listener)
         self._claim.box.live.add(self)
 
@@ -222,8 +227,20 @@ class Relayed:
         self.cut(Reason.POLICY_CHANGED)
         return True
 
+    def overdue(self) -> None:
+        """Whoever hasn't said a name by now isn't listened to any longer."""
+        self._lane.overhearing.stop(self)
+        if self._pair is not None:
+            self._pair.up.listener = None
+
+    def failed(self, error: Exception) -> None:
+        self.cut(Reason.INTERNAL_ERROR)
+
     def _closed(self, pair: Pair, reason: Reason) -> None:
         self._claim.box.live.discard(self)
+        if self._overheard is not None:
+            self._overheard.over = True
+            self._lane.overhearing.stop(self)
         verdict = Verdict.denied(reason, self._rule)
         end = self._claim.end(verdict, dialled=self._target, up=pair.up.carried, down=pair.down.carried)
         try:

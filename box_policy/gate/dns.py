@@ -199,7 +199,7 @@ class DnsServer:
                 asked = _Asked(box, name, kind, wait)
                 box.asking.add(asked)
                 try:
-                    return await self._resolver.ask(name, kind)
+                    return await self._resolver.ask(name, kind, asked.is_wanted)
                 finally:
                     box.asking.discard(asked)
         except TimeoutError:
@@ -288,11 +288,17 @@ class _Asked:
         self._kind = kind
         self._wait = wait
 
+        self._over = False
+
+    def is_wanted(self) -> bool:
+        return not self._over and self._box.policy.judge_question(self._name, self._kind).allowed
+
     def cut(self, reason: Reason) -> None:
+        self._over = True
         self._wait.reschedule(asyncio.get_running_loop().time())
 
     def judge_again(self) -> bool:
-        if self._box.policy.judge_question(self._name, self._kind).allowed:
+        if self.is_wanted():
             return False
         self.cut(Reason.POLICY_CHANGED)
         return True

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mitmproxy import http
@@ -76,7 +77,6 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._dialled: Address | None = None
         self._allowed_claim: Claim | None = None  # of the last request that was let through
         self._upstreams = Upstreams()
-        self._down = 0
         self._dialling: socket.socket | None = None  # until there is a writer for it
         self._timer: asyncio.TimerHandle | None = None
         self._writers = [writer]
@@ -101,17 +101,13 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         finally:
             self._stop_timer()
             self._abort()
-            if self._allowed_claim is not None:
-                end = Verdict.denied(self._ended or Reason.CLOSED, self._rule)
-                self._audit(
-                    self._allowed_claim.end(
-                        end, dialled=self._dialled, up=self._reader.count, down=self._down
-                    )
-                )
+            self._record_end()
 
     def cut(self, reason: Reason) -> None:
         """End it at once with RST on both sides. A request that is being judged is never sent."""
-        self._ended = self._ended or reason
+        if self._ended is None:
+            self._ended = reason
+            self._record_end()
         self._allowed = []
         self.client.error = reason
         self._reader.open.set()
@@ -128,18 +124,21 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         if self._refusal is not None:
             self._upstreams.judge_again()
             return False
-        denial = self._denial()
-        if denial is not None:
-            verdict = Verdict.denied(Reason.POLICY_CHANGED, denial.rule)
-            claim, self._judging = self._judging, None
-            if claim is not None or self._allowed_claim is None:
-                self._record(claim or self._claim, verdict)
-            self._rule = denial.rule
-            self.cut(Reason.POLICY_CHANGED)
-            return True
         claim = self._allowed_claim
         if claim is not None:
             self._allowed = [address for address in self._allowed if claim.judge_again(address).allowed]
+        denial = self._denial()
+        if denial is not None and self._dialling is not None and self._allowed:
+            reset_now(self._dialling)  # there are other addresses to try
+            denial = None
+        if denial is not None:
+            verdict = Verdict.denied(Reason.POLICY_CHANGED, denial.rule)
+            judging, self._judging = self._judging, None
+            if judging is not None or claim is None:
+                self._record(judging or self._claim, verdict)
+            self._rule = denial.rule
+            self.cut(Reason.POLICY_CHANGED)
+            return True
         self._upstreams.judge_again()  # of earlier requests, and kept for others
         return False
 
@@ -151,6 +150,14 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             return self._claim.final_denial()
         verdict = self._allowed_claim.judge_again(self._dialled)
         return None if verdict.allowed else verdict
+
+    def _record_end(self) -> None:
+        """Record how the last request that was let through has ended, once."""
+        claim, self._allowed_claim = self._allowed_claim, None
+        if claim is not None:
+            end = Verdict.denied(self._ended or Reason.CLOSED, self._rule)
+            up, down = self._reader.count, self._upstreams.received
+            self._audit(claim.end(end, dialled=self._dialled, up=up, down=down))
 
     def _abort(self) -> None:
         """Drop every socket that this connection ever had: mitmproxy forgets one before it is closed."""
@@ -172,11 +179,15 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._stop_timer()
 
     def head_abandoned(self) -> None:
+        if self._ended is not None:
+            return
+        self._ended = Reason.CLIENT_GONE
         self._record(self._claim, Verdict.denied(Reason.CLIENT_GONE), "in the middle of a request head")
 
     def refused_head(self, refused: Refused) -> bytes:
         self._linger()
-        return self._refuse(self._claim, refused, Verdict.denied(refused.reason))
+        self._refusal = self._refuse(self._claim, refused, Verdict.denied(refused.reason))
+        return self._refusal
 
     def response_for(self, status: int, message: str) -> bytes | None:
         self._linger()
@@ -190,7 +201,13 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         else:
             reason = Reason.HTTP_INVALID
             self._record(self._claim, Verdict.denied(reason), message)
-        return error_response(status, reason, host=self._name or None, generation=self._box.generation)
+        self._refusal = error_response(
+            status, reason, host=self._name or None, generation=self._box.generation
+        )
+        return self._refusal
+
+    def is_usable(self, server: Server) -> bool:
+        return self._upstreams.has(server)
 
     # Judging.
 
@@ -220,6 +237,9 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     async def _judge(self, flow: http.HTTPFlow) -> None:
         """Let the flow go on to judged addresses, or kill it with an answer. Comes after every addon."""
+        if self._ended is not None:  # cut while other addons had the request
+            self._kill(flow, b"")
+            return
         claim = dataclasses.replace(self._claim)
         verdict = Verdict.denied(Reason.INTERNAL_ERROR)
         self._box.pending += 1
@@ -233,16 +253,22 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             if verdict.reason in NAME_MAY_DECIDE:
                 verdict = claim.box.policy.judge_name(target.name)
             if verdict.allowed and not verdict.addresses:
-                resolution = await self._resolver.addresses(target.name)
+                resolution = await self._resolver.addresses(target.name, partial(self._may_ask, claim))
                 claim.resolved = resolution.addresses
                 # Judged from the start again: the policy may have changed while the answer was awaited.
-                verdict = claim.box.policy.judge_resolution(target.name, resolution.addresses)
+                verdict = claim.box.policy.judge_address(claim.destination.address)
+                if verdict.reason in NAME_MAY_DECIDE:
+                    verdict = claim.box.policy.judge_resolution(target.name, resolution.addresses)
                 if verdict.reason is Reason.RESOLUTION_FAILED:
                     raise Refused(502, verdict.reason, resolution.error, host=target.as_sent)
             if not verdict.allowed:
                 raise Refused(403, verdict.reason, host=target.as_sent)
             if self._ended is not None:
                 raise Refused(403, self._ended, host=target.as_sent)
+            if verdict.reason is not Reason.NAME_ALLOWED:
+                claim.name = (
+                    None  # its address has let it through: nobody has looked whether the Host is true
+                )
             self._let_through(flow, claim, verdict)
         except Refused as refused:
             if refused.reason is not verdict.reason:
@@ -257,6 +283,10 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             self._judging = None
             self._box.pending -= 1
 
+    def _may_ask(self, claim: Claim) -> bool:
+        name, policy = claim.name, claim.box.policy
+        return self._ended is None and name is not None and policy.judge_name(name).allowed
+
     def _let_through(self, flow: http.HTTPFlow, claim: Claim, verdict: Verdict) -> None:
         addresses = in_dialling_order(verdict.addresses, claim.destination.address)
         port = claim.destination.port
@@ -267,7 +297,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._allowed_claim = claim
         self._dialled = chosen
         self._allowed = addresses
-        self._name = claim.name or ""
+        self._name = recorded_host(claim.name_as_sent) or ""
         self._wants_websocket = make_forwardable(flow.request)
         # Through .data: the property would rewrite the Host header as well.
         flow.request.data.host = str(chosen)
@@ -344,14 +374,13 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._writers.append(writer)
         upstream = CountingReader(reader)
         self.transports[server] = ConnectionIO(asyncio.current_task(), upstream, writer)  # type: ignore[arg-type]
-        self._upstreams.add(server, self._allowed_claim or self._claim, writer)
+        self._upstreams.add(server, self._allowed_claim or self._claim, writer, upstream)
         await self.handle_hook(server_hooks.ServerConnectedHook(hook))
         await self.server_event(events.OpenConnectionCompleted(command, None))
         try:
             await self.handle_connection(server)
         finally:
             self._upstreams.remove(server)
-            self._down += upstream.count
             server.timestamp_end = time.time()
             await self.handle_hook(server_hooks.ServerDisconnectedHook(hook))
 
@@ -387,15 +416,14 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
                 sock.close()
                 raise
             else:
-                if not self._still_allowed(address):
+                if self._ended is not None or address not in self._allowed:
+                    error = Reason.POLICY_CHANGED
                     reset(sock)
-                    return None, Reason.POLICY_CHANGED
+                    continue
                 server.address = (str(address), port)
                 return sock, ""
+        self._dialling = None
         return None, error
-
-    def _still_allowed(self, address: Address) -> bool:
-        return self._ended is None and address in self._allowed
 
     # Time.
 

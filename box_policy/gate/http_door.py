@@ -8,7 +8,7 @@ from box_policy.audit.sinks import Audit
 from box_policy.gate.claim import HandedOver
 from box_policy.gate.http import HttpHandler
 from box_policy.gate.limits import Limits
-from box_policy.gate.reset import reset
+from box_policy.gate.reset import reset, reset_now
 from box_policy.gate.resolver import Resolver
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import Verdict
@@ -70,25 +70,31 @@ class _Visit:
         self.handed_over = handed_over
         self.handler: HttpHandler | None = None
         self._audit = audit
+        self._ended = False
         handed_over.claim.box.live.add(self)
 
     def cut(self, reason: Reason) -> None:
         if self.handler is not None:
             self.handler.cut(reason)
-        elif self.task.cancel(reason):
-            self._record(Verdict.denied(reason))
+        else:
+            self._end(Verdict.denied(reason))
 
     def judge_again(self) -> bool:
         if self.handler is not None:
             return self.handler.judge_again()
         denial = self.handed_over.claim.final_denial()
-        if denial is None or not self.task.cancel(Reason.POLICY_CHANGED):
+        if denial is None:
             return False
-        self._record(Verdict.denied(Reason.POLICY_CHANGED, denial.rule))
-        return True
+        return self._end(Verdict.denied(Reason.POLICY_CHANGED, denial.rule))
 
-    def _record(self, verdict: Verdict) -> None:
+    def _end(self, verdict: Verdict) -> bool:
+        """End it before it could begin. False if that was done before."""
+        if self._ended or not self.task.cancel(verdict.reason):
+            return False
+        self._ended = True
+        reset_now(self.handed_over.sock)
         self._audit(self.handed_over.claim.decision(verdict))
+        return True
 
     def leave(self, _: asyncio.Task[None]) -> None:
         self.handed_over.claim.box.live.discard(self)

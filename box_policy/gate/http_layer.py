@@ -58,6 +58,10 @@ class HttpWatch:
         """A request head can't be read. Returns the response."""
         raise NotImplementedError
 
+    def is_usable(self, server: Server) -> bool:
+        """May this open connection to an upstream serve another request?"""
+        raise NotImplementedError
+
     def response_for(self, status: int, message: str) -> bytes | None:
         """The response to a request that fails with this status. None: close without a word."""
         raise NotImplementedError
@@ -240,6 +244,7 @@ class GateHttpLayer(HttpLayer):
 
     def __init__(self, context: Context, watch: HttpWatch, max_head: int) -> None:
         super().__init__(context, HTTPMode.transparent)
+        self._watch = watch
         self._max_head = max_head
         self.connections[context.client] = StrictHttp1Server(context.fork(), watch, max_head)
 
@@ -254,7 +259,11 @@ class GateHttpLayer(HttpLayer):
             return
         for connection in list(self.connections):
             if isinstance(connection, Server):
-                if connection.connected and event.connection_spec_matches(connection):
+                if (
+                    connection.connected
+                    and self._watch.is_usable(connection)
+                    and event.connection_spec_matches(connection)
+                ):
                     yield from self._reply(event, connection, None)
                     return
                 if connection.state is ConnectionState.CLOSED:

@@ -33,8 +33,9 @@ ACCEPTS_A_TURN: Final = 8
 IDLE_SWEEP: Final = 30.0
 """Seconds between two looks for idle connections."""
 
-type Resolve = Callable[[str, Callable[[Resolution], None]], None]
-"""Resolve a name and call back once, at once or later, on the lane's own loop."""
+type Resolve = Callable[[str, Callable[[Resolution], None], Callable[[], bool]], None]
+"""Resolve a name and call back once, at once or later, on the lane's own loop. The last argument says
+whether that is still wanted, and allowed."""
 
 
 class Mortal(Protocol):
@@ -95,6 +96,7 @@ class Lane:
         self.arriving = Deadlines(self.limits.verdict_timeout)
         self.connecting = Deadlines(self.limits.connect_timeout)
         self.leaving = Deadlines(self.limits.linger)
+        self.overhearing = Deadlines(self.limits.verdict_timeout)
         self._listeners: dict[socket.socket, Listener] = {}
         self._next_idle_sweep = 0.0
 
@@ -145,7 +147,7 @@ class Lane:
     def sweep(self) -> None:
         """End what has run out of time. To be called a few times a second."""
         now = self.poller.now = time.monotonic()
-        for deadlines in (self.arriving, self.connecting, self.leaving):
+        for deadlines in (self.arriving, self.connecting, self.leaving, self.overhearing):
             for mortal in deadlines.expired(now):
                 try:
                     mortal.overdue()

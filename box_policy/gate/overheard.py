@@ -1,12 +1,21 @@
 """The name in a TLS hello that goes by, on a connection that its address alone has let through."""
 
-from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from box_policy.gate.claim import Claim
 from box_policy.gate.resolution import Resolution
 from box_policy.policy.domains import name_from_wire
 from box_policy.wire.client_hello import ClientHello, ClientHelloReader
 from box_policy.wire.first_bytes import Start, classify
+
+if TYPE_CHECKING:
+    from box_policy.gate.lane import Resolve
+
+_MAX_READ: Final = 16 * 1024
+"""Bytes from the client in which its hello is looked for; real ones have 2 KiB."""
+_MAX_RESOLVING: Final = 16
+"""Names of one box that are resolved at once. Nobody waits for them, so they must not keep others waiting."""
 
 
 class Overheard:
@@ -17,16 +26,20 @@ class Overheard:
     allows the name, no longer the address, goes on with it.
     """
 
-    def __init__(self, claim: Claim, resolve: Callable[[str, Callable[[Resolution], None]], None]) -> None:
+    def __init__(self, claim: Claim, resolve: "Resolve") -> None:
         self._claim = claim
         self._resolve = resolve
         self._reader = ClientHelloReader()
+        self.over = False
+        """The connection has ended."""
 
     def read(self, data: bytes | memoryview) -> bool:
         """Take what the client has sent. False once there is no more to learn."""
         result = self._reader.feed(data)
         if isinstance(result, ClientHello):
             self._take(result)
+        if len(self._reader.received) > _MAX_READ:
+            return False
         return result is None and classify(self._reader.received) in (Start.NEED_MORE, Start.TLS)
 
     def _take(self, hello: ClientHello) -> None:
@@ -38,10 +51,15 @@ class Overheard:
         if name is None or (hello.ech and policy.operator.deny_ech):
             return
         # To resolve a name is to tell its zone's operator of it: only what the policy lets the box ask.
-        if policy.judge_name(name).allowed:
-            self._resolve(name, lambda resolution: self._resolved(name, resolution))
+        if policy.judge_name(name).allowed and claim.box.overheard < _MAX_RESOLVING:
+            claim.box.overheard += 1
+            self._resolve(name, partial(self._resolved, name), partial(self._may_ask, name))
+
+    def _may_ask(self, name: str) -> bool:
+        return not self.over and self._claim.box.policy.judge_name(name).allowed
 
     def _resolved(self, name: str, resolution: Resolution) -> None:
+        self._claim.box.overheard -= 1
         self._claim.resolved = resolution.addresses
         if self._claim.destination.address in resolution.addresses:
             self._claim.name = name

@@ -100,6 +100,10 @@ class NameServers:
         return tuple(str(server) for server in resolver.nameservers)
 
 
+def _always() -> bool:
+    return True
+
+
 class Resolver:
     """Resolves names for the lane and answers for the DNS listener, from one cache.
 
@@ -113,46 +117,62 @@ class Resolver:
         self._name_servers = name_servers or NameServers()
         self._hosts = HostsFile(hosts_file) if hosts_file is not None else None
         self._cache: OrderedDict[tuple[str, int], tuple[float, Answer]] = OrderedDict()
-        self._asking: dict[tuple[str, int], asyncio.Task[Answer]] = {}
+        self._asking: dict[tuple[str, int], _Asking] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_MAX_ASKING)
 
-    def resolve(self, name: str, done: Callable[[Resolution], None]) -> None:
-        """Find a canonical name's addresses of both families; ``done`` is called once, maybe at once."""
+    def resolve(
+        self, name: str, done: Callable[[Resolution], None], wanted: Callable[[], bool] = _always
+    ) -> None:
+        """Find a canonical name's addresses of both families; ``done`` is called once, maybe at once.
+
+        ``wanted`` is asked before any message leaves: once nobody wants the answer, or is allowed to, none
+        does.
+        """
         cached = [self._cached(name, kind) for kind in (A, AAAA)]
         answers = [answer for answer in cached if answer is not None]
         if len(answers) == 2:
             done(_merge(answers))
             return
-        task = asyncio.get_running_loop().create_task(self._resolve(name, done))
+        task = asyncio.get_running_loop().create_task(self._resolve(name, done, wanted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def addresses(self, name: str) -> Resolution:
+    async def addresses(self, name: str, wanted: Callable[[], bool] = _always) -> Resolution:
         """The same, awaited."""
-        return _merge(await asyncio.gather(self.ask(name, A), self.ask(name, AAAA)))
+        return _merge(await asyncio.gather(self.ask(name, A, wanted), self.ask(name, AAAA, wanted)))
 
-    async def ask(self, name: str, kind: int) -> Answer:
+    async def ask(self, name: str, kind: int, wanted: Callable[[], bool] = _always) -> Answer:
         """Ask one question about a canonical name. Never raises; a failure is an Answer that says so."""
         cached = self._cached(name, kind)
         if cached is not None:
             return cached
         key = (name, kind)
-        task = self._asking.get(key)
-        if task is None:
-            task = self._asking[key] = asyncio.get_running_loop().create_task(self._ask_and_keep(key))
-        # Shielded: one who stops waiting must not take the answer from the others.
-        return await asyncio.shield(task)
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = self._asking[key] = _Asking(wanted)
+            # Under mitmproxy tasks are eager: by now it may have come as far as it can without waiting.
+            asking.task = asyncio.get_running_loop().create_task(self._ask_and_keep(key, asking))
+        else:
+            asking.waiting.append(wanted)
+        try:
+            # Shielded: one who stops waiting must not take the answer from the others.
+            return await asyncio.shield(asking.task)
+        finally:
+            asking.waiting.remove(wanted)
 
     async def close(self) -> None:
         """Give up every question under way."""
-        tasks: list[asyncio.Task[None] | asyncio.Task[Answer]] = [*self._tasks, *self._asking.values()]
+        tasks: list[asyncio.Task[None] | asyncio.Task[Answer]] = [*self._tasks]
+        tasks += [asking.task for asking in self._asking.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _resolve(self, name: str, done: Callable[[Resolution], None]) -> None:
-        done(await self.addresses(name))
+    async def _resolve(
+        self, name: str, done: Callable[[Resolution], None], wanted: Callable[[], bool]
+    ) -> None:
+        done(await self.addresses(name, wanted))
 
     def _cached(self, name: str, kind: int) -> Answer | None:
         if self._hosts is not None and kind in (A, AAAA) and (known := self._hosts.addresses(name)):
@@ -168,24 +188,24 @@ class Resolver:
             return None
         return answer
 
-    async def _ask_and_keep(self, key: tuple[str, int]) -> Answer:
+    async def _ask_and_keep(self, key: tuple[str, int], asking: "_Asking") -> Answer:
         try:
             async with asyncio.timeout(_TOTAL_TIMEOUT), self._turns:
-                answer = await self._ask_upstream(*key)
+                answer = await self._ask_upstream(*key, asking)
         except TimeoutError:
             answer = Answer(dns.rcode.SERVFAIL, error="no name server answered in time")
         except Exception as error:
             log.exception("a question failed in the gate")
             answer = Answer(dns.rcode.SERVFAIL, error=type(error).__name__)
         finally:
-            self._asking.pop(key, None)
+            del self._asking[key]
         if not answer.error and sum(len(data) for _, data in answer.records) <= _MAX_CACHED_SIZE:
             self._cache[key] = (time.monotonic() + max(_MIN_TTL, answer.ttl), answer)
             while len(self._cache) > _MAX_CACHED:
                 self._cache.popitem(last=False)
         return answer
 
-    async def _ask_upstream(self, name: str, kind: int) -> Answer:
+    async def _ask_upstream(self, name: str, kind: int, asking: "_Asking") -> Answer:
         servers = self._name_servers.current()
         if not servers:
             return Answer(dns.rcode.SERVFAIL, error="no name server is configured")
@@ -197,11 +217,9 @@ class Resolver:
         for server in servers:
             question.id = secrets.randbelow(1 << 16)
             try:
-                # A connected socket, a random port and id, and only an answer to this very question counts.
-                response, _ = await dns.asyncquery.udp_with_fallback(
-                    question, server, timeout=_ATTEMPT_TIMEOUT, port=_DNS_PORT, ignore_unexpected=True,
-                    ignore_errors=True,
-                )  # fmt: skip
+                response = await _exchange(question, server, asking)
+            except _Unwanted:
+                return Answer(dns.rcode.SERVFAIL, error="given up: nobody waits for it, or may")
             except (dns.exception.DNSException, OSError, EOFError) as error:
                 failure = f"{server}: {type(error).__name__}"
                 continue
@@ -210,6 +228,38 @@ class Resolver:
                 return _answer(response)
             failure = f"{server}: {dns.rcode.to_text(rcode)}"
         return Answer(dns.rcode.SERVFAIL, error=failure)
+
+
+class _Unwanted(Exception):
+    """Nobody waits for the answer who may have it."""
+
+
+class _Asking:
+    """A question that is being asked, and who waits for the answer."""
+
+    task: asyncio.Task[Answer]
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self.waiting = [wanted]
+        """Each says whether the answer is still wanted, and allowed to be asked for."""
+
+    def check(self) -> None:
+        if not any(wanted() for wanted in self.waiting):
+            raise _Unwanted
+
+
+async def _exchange(question: dns.message.Message, server: str, asking: _Asking) -> dns.message.Message:
+    """Ask one server, by TCP if its answer doesn't fit into a datagram."""
+    asking.check()
+    try:
+        # A connected socket, a random port and id, and only an answer to this very question counts.
+        return await dns.asyncquery.udp(
+            question, server, timeout=_ATTEMPT_TIMEOUT, port=_DNS_PORT, ignore_unexpected=True,
+            ignore_errors=True, raise_on_truncation=True,
+        )  # fmt: skip
+    except dns.message.Truncated:
+        asking.check()
+        return await dns.asyncquery.tcp(question, server, timeout=_ATTEMPT_TIMEOUT, port=_DNS_PORT)
 
 
 def _answer(response: dns.message.Message) -> Answer:
