@@ -294,11 +294,12 @@ class _Asked:
         return not self._over and self._box.policy.judge_question(self._name, self._kind).allowed
 
     def cut(self, reason: Reason) -> None:
-        self._over = True
-        self._wait.reschedule(asyncio.get_running_loop().time())
+        if not self._over:
+            self._over = True
+            self._wait.reschedule(asyncio.get_running_loop().time())
 
     def judge_again(self) -> bool:
-        if self.is_wanted():
+        if self._over or self.is_wanted():
             return False
         self.cut(Reason.POLICY_CHANGED)
         return True

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+import dns.asyncbackend
 import dns.asyncquery
 import dns.exception
 import dns.flags
@@ -250,16 +252,24 @@ class _Asking:
 
 async def _exchange(question: dns.message.Message, server: str, asking: _Asking) -> dns.message.Message:
     """Ask one server, by TCP if its answer doesn't fit into a datagram."""
-    asking.check()
+    backend = dns.asyncbackend.get_default_backend()
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
     try:
-        # A connected socket, a random port and id, and only an answer to this very question counts.
-        return await dns.asyncquery.udp(
-            question, server, timeout=_ATTEMPT_TIMEOUT, port=_DNS_PORT, ignore_unexpected=True,
-            ignore_errors=True, raise_on_truncation=True,
-        )  # fmt: skip
+        # The sockets are made here, so that nothing is waited for between the check and the sending.
+        async with await backend.make_socket(family, socket.SOCK_DGRAM) as sock:
+            asking.check()
+            # A random port and id, and only an answer from there to this very question counts.
+            return await dns.asyncquery.udp(
+                question, server, timeout=_ATTEMPT_TIMEOUT, port=_DNS_PORT, ignore_unexpected=True,
+                ignore_errors=True, raise_on_truncation=True, sock=sock,
+            )  # fmt: skip
     except dns.message.Truncated:
-        asking.check()
-        return await dns.asyncquery.tcp(question, server, timeout=_ATTEMPT_TIMEOUT, port=_DNS_PORT)
+        address = (server, _DNS_PORT)
+        async with await backend.make_socket(
+            family, socket.SOCK_STREAM, destination=address, timeout=_ATTEMPT_TIMEOUT
+        ) as sock:
+            asking.check()
+            return await dns.asyncquery.tcp(question, server, timeout=_ATTEMPT_TIMEOUT, sock=sock)
 
 
 def _answer(response: dns.message.Message) -> Answer:
