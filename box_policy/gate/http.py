@@ -26,16 +26,14 @@ from mitmproxy.proxy.server import ConnectionIO
 from box_policy.audit.sinks import Audit
 from box_policy.gate.boxes import GatedBox
 from box_policy.gate.claim import NAME_MAY_DECIDE, Claim, HandedOver
-from box_policy.gate.dial import MAX_TRIED, in_dialling_order
+from box_policy.gate.dial import in_dialling_order
 from box_policy.gate.http_layer import SWITCHING_PROTOCOLS, GateHttpLayer, HttpWatch
 from box_policy.gate.http_request import Refused, error_response, make_forwardable, read_target, recorded_host
 from box_policy.gate.http_upstreams import Upstreams
 from box_policy.gate.limits import Limits
-from box_policy.gate.own_addresses import address_family
 from box_policy.gate.readers import CountingReader, GatedReader
-from box_policy.gate.reset import reset, reset_now
+from box_policy.gate.reset import reset_now
 from box_policy.gate.resolver import Resolver
-from box_policy.policy.addresses import Address
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import Verdict
 
@@ -69,15 +67,12 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._limits = limits
         self._refusal: bytes | None = None
         self._judging: Claim | None = None  # of the request that has no verdict yet
-        self._allowed: list[Address] = []  # what the request under way may be sent to
         self._name = ""
         self._wants_websocket = False
         self._ended: Reason | None = None
         self._rule = ""  # that ended it
-        self._dialled: Address | None = None
         self._allowed_claim: Claim | None = None  # of the last request that was let through
         self._upstreams = Upstreams()
-        self._dialling: socket.socket | None = None  # until there is a writer for it
         self._timer: asyncio.TimerHandle | None = None
         self._writers = [writer]
         self._reader = GatedReader(reader, handed_over.received)
@@ -108,7 +103,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         if self._ended is None:
             self._ended = reason
             self._record_end()
-        self._allowed = []
+        self._upstreams.allowed = []
         self.client.error = reason
         self._reader.open.set()
         handlers = [io.handler for io in self.transports.values()]
@@ -126,10 +121,9 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             return False
         claim = self._allowed_claim
         if claim is not None:
-            self._allowed = [address for address in self._allowed if claim.judge_again(address).allowed]
+            self._upstreams.narrow(claim)
         denial = self._denial()
-        if denial is not None and self._dialling is not None and self._allowed:
-            reset_now(self._dialling)  # there are other addresses to try
+        if denial is not None and self._upstreams.dials_on():
             denial = None
         if denial is not None:
             verdict = Verdict.denied(Reason.POLICY_CHANGED, denial.rule)
@@ -146,9 +140,9 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         """What the policy in force has against the request under way, or else against the last one."""
         if self._judging is not None:
             return self._judging.final_denial()
-        if self._allowed_claim is None or self._dialled is None:
+        if self._allowed_claim is None or self._upstreams.dialled is None:
             return self._claim.final_denial()
-        verdict = self._allowed_claim.judge_again(self._dialled)
+        verdict = self._allowed_claim.judge_again(self._upstreams.dialled)
         return None if verdict.allowed else verdict
 
     def _record_end(self) -> None:
@@ -157,7 +151,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         if claim is not None:
             end = Verdict.denied(self._ended or Reason.CLOSED, self._rule)
             up, down = self._reader.count, self._upstreams.received
-            self._audit(claim.end(end, dialled=self._dialled, up=up, down=down))
+            self._audit(claim.end(end, dialled=self._upstreams.dialled, up=up, down=down))
 
     def _abort(self) -> None:
         """Drop every socket that this connection ever had: mitmproxy forgets one before it is closed."""
@@ -166,8 +160,8 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             if self._ended is not None and sock is not None:
                 reset_now(sock)
             writer.transport.abort()
-        if self._ended is not None and self._dialling is not None:
-            reset_now(self._dialling)
+        if self._ended is not None:
+            self._upstreams.stop_dialling()
 
     # What the layer tells.
 
@@ -295,8 +289,8 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         if (upstream := self._upstreams.find(chosen, port)) is not None:
             self._upstreams.use(upstream, claim)
         self._allowed_claim = claim
-        self._dialled = chosen
-        self._allowed = addresses
+        self._upstreams.dialled = chosen
+        self._upstreams.allowed = addresses
         self._name = recorded_host(claim.name_as_sent) or ""
         self._wants_websocket = make_forwardable(flow.request)
         # Through .data: the property would rewrite the Host header as well.
@@ -326,7 +320,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     def _kill(self, flow: http.HTTPFlow, response: bytes) -> None:
         self._refusal = response
-        self._allowed = []
+        self._upstreams.allowed = []
         if flow.killable:
             flow.kill()
         else:
@@ -348,7 +342,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         data = flow.request.data
         return not any(
             str(address) == data.host and self._upstreams.find(address, data.port)
-            for address in self._allowed
+            for address in self._upstreams.allowed
         )
 
     async def open_connection(self, command: commands.OpenConnection) -> None:
@@ -366,7 +360,6 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             await self.server_event(events.OpenConnectionCompleted(command, server.error))
             return
         reader, writer = await asyncio.open_connection(sock=sock)
-        self._dialling = None
         server.timestamp_tcp_setup = time.time()
         server.state = ConnectionState.OPEN
         server.peername = writer.get_extra_info("peername")
@@ -387,43 +380,13 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
     async def _dial(self, server: Server) -> tuple[socket.socket | None, str]:
         """Connect to the address that the layer asks for, or another of the same verdict."""
         wanted, port = (server.address or ("", 0))[:2]
-        addresses = sorted(self._allowed, key=lambda address: str(address) != wanted)[:MAX_TRIED]
-        if not addresses or str(addresses[0]) != wanted or port != self._claim.destination.port:
+        if port != self._claim.destination.port:
             return None, "no verdict"
-        error = ""
         server.timestamp_start = time.time()
-        for address in addresses:
-            if address not in self._allowed:
-                continue  # by a policy that came while another was tried
-            self._dialled = address
-            try:
-                sock = socket.socket(address_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            except OSError as failure:
-                error = f"{address}: {failure.strerror}"
-                continue
-            self._dialling = sock
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                async with asyncio.timeout(self._limits.connect_timeout):
-                    await asyncio.get_running_loop().sock_connect(sock, (str(address), port))
-            except TimeoutError:
-                error = f"{address}: timed out"
-                sock.close()
-            except OSError as failure:
-                error = f"{address}: {failure.strerror}"
-                sock.close()
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                if self._ended is not None or address not in self._allowed:
-                    error = Reason.POLICY_CHANGED
-                    reset(sock)
-                    continue
-                server.address = (str(address), port)
-                return sock, ""
-        self._dialling = None
-        return None, error
+        sock, error = await self._upstreams.dial(wanted, port, self._limits.connect_timeout)
+        if sock is not None:
+            server.address = (str(self._upstreams.dialled), port)
+        return sock, error
 
     # Time.
 

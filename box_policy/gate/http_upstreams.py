@@ -1,15 +1,19 @@
 """The upstream connections that one HTTP connection of a box has open, and whose they are."""
 
 import asyncio
+import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from mitmproxy.connection import ConnectionState, Server
 
 from box_policy.gate.claim import Claim
+from box_policy.gate.dial import MAX_TRIED
+from box_policy.gate.own_addresses import address_family
 from box_policy.gate.readers import CountingReader
-from box_policy.gate.reset import reset_now
+from box_policy.gate.reset import reset, reset_now
 from box_policy.policy.addresses import Address
+from box_policy.policy.reasons import Reason
 
 
 @dataclass(slots=True)
@@ -21,9 +25,14 @@ class _Upstream:
 
 
 class Upstreams:
-    """Those that may be used again."""
+    """Where the request under way may go, and the connections that may be used again."""
 
     def __init__(self) -> None:
+        self.allowed: list[Address] = []
+        """By the verdict on the request under way."""
+        self.dialled: Address | None = None
+        """Where it goes, or is to go."""
+        self._dialling: socket.socket | None = None  # until there is a writer for it
         self._open: dict[Server, _Upstream] = {}
         self._received = 0
 
@@ -32,7 +41,61 @@ class Upstreams:
         """Bytes that have come from all of them so far."""
         return self._received + sum(upstream.reader.count for upstream in self._open.values())
 
+    async def dial(self, wanted: str, port: int, patience: float) -> tuple[socket.socket | None, str]:
+        """Connect to an allowed address, or if that fails to another. Until :meth:`add` a new policy may end
+        what comes of it. Returns why, if nothing did. ``patience``: seconds for each address."""
+        addresses = sorted(self.allowed, key=lambda address: str(address) != wanted)[:MAX_TRIED]
+        if not addresses or str(addresses[0]) != wanted:
+            return None, "no verdict"
+        error = ""
+        for address in addresses:
+            if address not in self.allowed:
+                continue  # by a policy that came while another was tried
+            self.dialled = address
+            try:
+                sock = socket.socket(address_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as failure:
+                error = f"{address}: {failure.strerror}"
+                continue
+            self._dialling = sock
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                async with asyncio.timeout(patience):
+                    await asyncio.get_running_loop().sock_connect(sock, (str(address), port))
+            except TimeoutError:
+                error = f"{address}: timed out"
+                sock.close()
+            except OSError as failure:
+                error = f"{address}: {failure.strerror}"
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                if address in self.allowed:
+                    return sock, ""
+                error = Reason.POLICY_CHANGED
+                reset(sock)
+        self._dialling = None
+        return None, error
+
+    def narrow(self, claim: Claim) -> None:
+        """Keep, of the allowed addresses, those that the box's policy in force still allows."""
+        self.allowed = [address for address in self.allowed if claim.judge_again(address).allowed]
+
+    def dials_on(self) -> bool:
+        """Give up the address that is being dialled for another one. False if there is none."""
+        if self._dialling is None or not self.allowed:
+            return False
+        self.stop_dialling()
+        return True
+
+    def stop_dialling(self) -> None:
+        if self._dialling is not None:
+            reset_now(self._dialling)
+
     def add(self, server: Server, claim: Claim, writer: asyncio.StreamWriter, reader: CountingReader) -> None:
+        self._dialling = None
         self._open[server] = _Upstream(claim, writer, reader)
 
     def remove(self, server: Server) -> None:
