@@ -39,6 +39,7 @@ bench: $(VENV)/.ready
 	@$(BIN)/python -m benchmarks.policy
 	@$(BIN)/python -m benchmarks.box_start
 	@$(BIN)/python -m benchmarks.lane
+	@$(BIN)/python -m benchmarks.live
 
 clean:
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
