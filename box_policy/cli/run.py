@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,6 +22,7 @@ from box_policy.cli.errors import FAILURE, USAGE, fail
 from box_policy.cli.policy_options import chosen_policy
 from box_policy.cli.signals import Signals
 from box_policy.cli.terminal import Streams, set_window_size
+from box_policy.cli.work_directory import control_socket, work_directory
 from box_policy.policy.addresses import InvalidCidr, canonical_cidr
 from box_policy.policy.model import NetworkPolicy
 from box_policy.sandbox.launcher import Box, BoxSpec, ProgramNotFoundError, ProgramSpec, SandboxError
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from box_policy.gate.gate import Gate
 
 _BOX = "box"
-_MAX_LINKS = 40
-"""Symbolic links in a row that the kernel follows."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def run(
     command: Annotated[list[str], typer.Argument(help="The program and its arguments, best behind --.")],
     policy: Annotated[Path | None, typer.Option(help="A policy file, YAML or JSON.")] = None,
     watch: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The same, and follow what becomes of the file.")
+        str | None, typer.Option(metavar="FILE", help="The same, and follow what becomes of the file.")
     ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Allow a host name, or *.suffix. Repeatable.")
@@ -114,17 +113,20 @@ def run(
 
     try:
         toolchains = find_toolchains(os.environ)
+        watched = _watched(watch)
         asked = _Run(
             command=command,
-            policy=_policy(watch, policy, allow, allow_cidr, deny_cidr, allow_all, deny_all),
-            watch=watch,
+            policy=_policy(watched, policy, allow, allow_cidr, deny_cidr, allow_all, deny_all),
+            watch=watched,
             control=control,
             token_file=token_file,
             private_ranges=[canonical_cidr(cidr) for cidr in private_range or ()],
             name_servers=[_address(server) for server in name_server or ()],
             spec=BoxSpec(
                 _BOX,
-                workdir=_workdir(workdir, {"--log": log, "--watch": watch, "--control": _socket(control)}),
+                workdir=work_directory(
+                    workdir, {"--log": log, "--watch": watched, "--control": control_socket(control)}
+                ),
                 read_only=(*toolchains.read_only, *(read_only or ())),
             ),
             path=toolchains.path,
@@ -139,6 +141,12 @@ def run(
     raise typer.Exit(asyncio.run(_run(asked)))
 
 
+def _watched(name: str | None) -> Path | None:
+    if name == "":
+        fail("--watch: an empty name (an unset variable?)", USAGE)
+    return None if name is None else Path(name)
+
+
 def _policy(watch: Path | None, file: Path | None, *options: Any) -> NetworkPolicy | None:
     """The policy that was asked for; None if there is a file to follow."""
     if watch is None:
@@ -146,40 +154,6 @@ def _policy(watch: Path | None, file: Path | None, *options: Any) -> NetworkPoli
     if file is not None or any(options):
         fail("--watch takes the place of --policy, --allow-all, --deny-all and of lists", USAGE)
     return None
-
-
-def _socket(control: str | None) -> Path | None:
-    """The file that a control address names, if it names one."""
-    path = (control or "").removeprefix("unix:")
-    return Path(path) if path.startswith("/") else None
-
-
-def _workdir(directory: str | None, not_in_it: Mapping[str, Path | None]) -> Path | None:
-    """The directory, if it is one to give away: with none of the files of these options in it."""
-    if directory is None:
-        return None
-    if not directory:
-        fail("--workdir: an empty name (an unset variable?)", USAGE)
-    real = Path(directory).resolve()
-    if real == Path("/"):
-        fail("--workdir /: the box would have the whole host; name a directory in it", USAGE)
-    for option, path in not_in_it.items():
-        if path is not None and any(hop.is_relative_to(real) for hop in _hops(path)):
-            fail(
-                f"{option} {path}: in the work directory the box could change it, or put its own there", USAGE
-            )
-    return real
-
-
-def _hops(path: Path) -> list[Path]:
-    """Every place on the way to a file: who can write to one of them decides what the file is."""
-    hops: list[Path] = []
-    while path not in hops and len(hops) < _MAX_LINKS:
-        path = path.parent.resolve() / path.name
-        hops.append(path)
-        if path.is_symlink():
-            path = path.parent / path.readlink()
-    return [*hops, path.resolve()]
 
 
 def _address(server: str) -> str:

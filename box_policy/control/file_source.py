@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,16 +14,18 @@ import watchfiles
 
 from box_policy.audit.records import PolicyRecord
 from box_policy.audit.sinks import Audit
-from box_policy.control.files.agenda import Agenda
+from box_policy.control.files.agenda import Agenda, Due
 from box_policy.control.files.directory_watch import Awatch, DirectoryWatch
 from box_policy.control.files.policy_files import (
     DEFAULT,
+    Found,
     Listing,
     PolicyFiles,
     examine_all,
     list_files,
     name_of,
 )
+from box_policy.control.files.threads import in_daemon_thread
 from box_policy.control.files.trusted_file import SETTLE
 from box_policy.control.files.trusted_path import Trail
 from box_policy.control.files.watched_file import (
@@ -37,22 +39,25 @@ from box_policy.control.files.watched_file import (
     Same,
     WatchedFile,
 )
-from box_policy.control.policy_file import PolicyFileError, shown
-from box_policy.control.store import PolicyStore, UnknownBoxError
+from box_policy.control.policy_file import PolicyFileError, shortened, shown
+from box_policy.control.store import InForce, PolicyStore, UnknownBoxError
+from box_policy.policy.rules import CompiledPolicy
 
 log = logging.getLogger(__name__)
 
 _AGAIN: Final = 0.02
 """Seconds until the next look at a file that is being written."""
 _START_WAIT: Final = 2.0
-"""Seconds that files have, at start, to be written to their ends."""
+"""Seconds that files have, at start, to be written to their ends, after the first look at them."""
 _BATCH: Final = 0.05
 """Seconds of reading after which what was found so far is put in force."""
 _SHORTEST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.5
 """Seconds between two rounds. In between, as long as the last one took: half the time at most is spent."""
 _POLL_SHARE: Final = 10
-"""Looking at every file takes one part in so many of the time at most."""
+"""Looking at every file takes one part in so many of the time at most,"""
+_LONGEST_POLL: Final = 4.0
+"""as long as it isn't put off for longer than so many seconds."""
 _UNREMARKABLE: Final = Same(b"")
 
 
@@ -64,8 +69,8 @@ class FileSource:
     has no file of its own. Hidden files, other suffixes and directories in it are ignored.
 
     A revision counts when it is whole, can be trusted, and is a valid policy. Until then, and when the file
-    goes, the one before stays in force. A revision is put once, when it is new: what others put afterwards
-    stays until the file changes again.
+    goes, the one before stays in force. A revision is put once, when it is new: what others put after it was
+    noticed stays until the file changes again.
     """
 
     def __init__(
@@ -97,9 +102,13 @@ class FileSource:
         self._fault: FileStatus | None = None
         """What made the last round fail."""
         self._watch = DirectoryWatch(self._on_change, self._is_relevant, awatch=awatch, retry=retry)
-        self._trails: dict[str, Trail] = {}
-        self._entries: set[tuple[str, str]] = set()
-        """Directory and name of all that leads to a file."""
+        self._leading = Trail()
+        """What leads to any of the files."""
+        self._strayed = False
+        """Whether another way has to be followed than before."""
+        self._putting: CompiledPolicy | None = None
+        self._others: dict[str, float] = {}
+        """Monotonic seconds, when somebody else last put a box's policy."""
         self._root: tuple[str, tuple[int, int]] | None = None
         """The directory by a path without links, its device and inode."""
         self._agenda = Agenda()
@@ -124,7 +133,7 @@ class FileSource:
         Raises:
             PolicyFileError: a file that can't be read or trusted, or holds no policy; two files for one
                 box; a file's name that is no box's; a box without a policy; a box that the store has
-                already. One line an error, and nothing has been added to the store.
+                already. One line an error, but no more than 20, and nothing has been added to the store.
         """
         errors = self._read_all()
         if not errors:
@@ -134,7 +143,7 @@ class FileSource:
                 if (problem := self._problem_of(box)) is not None
             ]
         if errors:
-            raise PolicyFileError("\n".join(errors))
+            raise PolicyFileError(shortened("\n".join(errors)))
         for box in self._files.served():
             file = self._files.file_of(box)
             if file is not None and file.policy is not None:
@@ -147,19 +156,20 @@ class FileSource:
 
     def _read_all(self) -> list[str]:
         if self._is_directory:
-            self._take_directory(list_files(self._path))
+            self._take_directory(list_files(self._path, self._files))
             if self._directory.state != "ok":
                 return [_error_at_start(self._directory)]
-        deadline = time.monotonic() + _START_WAIT
         names = self._files.names()
+        deadline: float | None = None
         while names:
-            for found in examine_all([self._files.task(name) for name in names], seconds=math.inf):
-                self._trails[found.name] = found.trail
+            for found in examine_all(self._files, names, Due(), seconds=math.inf).found:
                 file = self._files[found.name]
+                self._keep_trail(file, found.trail)
                 file.take(found.finding, time.time())
                 if isinstance(found.finding, Good):
                     file.count(found.finding, time.time())
             names = [name for name in names if self._files[name].state == "being_written"]
+            deadline = deadline or time.monotonic() + _START_WAIT
             if time.monotonic() >= deadline:
                 break
             if names:
@@ -170,6 +180,7 @@ class FileSource:
 
     async def watch(self) -> None:
         """Put each new revision in force, until cancelled."""
+        end = self._store.subscribe(self._on_policy)
         try:
             while True:
                 began = time.monotonic()
@@ -182,6 +193,7 @@ class FileSource:
                 except TimeoutError:
                     pass
         finally:
+            end()
             await self._watch.close()
 
     async def _safe_round(self) -> None:
@@ -198,50 +210,61 @@ class FileSource:
         """Look at what is due, and put it in force."""
         began = time.monotonic()
         self._wake.clear()
-        names = self._agenda.take(began)
-        if names is None:
+        due = self._agenda.take(began)
+        if due.names is None:
             self._agenda.everything = began + self._poll
-        if self._is_directory:
-            moved = self._take_directory(await asyncio.to_thread(list_files, self._path))
-            names = names | moved if names is not None else None
-        await self._look(self._files.names() if names is None else sorted(names))
-        if names is None and self._agenda.everything:  # no event has come meanwhile
-            self._agenda.everything = began + max(self._poll, _POLL_SHARE * (time.monotonic() - began))
+        idle, names = 0.0, due.names or frozenset()
+        if self._is_directory and due.listing:
+            names |= self._take_directory(await in_daemon_thread(list_files, self._path, self._files))
+            idle = time.monotonic() - began
+        everything = due.names is None
+        idle += await self._look(
+            self._files.names() if everything else sorted(name for name in names if name in self._files), due
+        )
+        if everything and self._agenda.everything:  # no event has come meanwhile
+            self._agenda.everything = began + max(self._poll, min(_POLL_SHARE * idle, _LONGEST_POLL))
         if await self._follow():
             # What happened before the new watch was not heard of.
-            self._agenda.add_everything()
+            self._agenda.everything = 0.0
 
-    def _take_directory(self, found: Listing | Gone | Bad) -> set[str]:
+    def _take_directory(self, found: Listing | Gone | Bad) -> frozenset[str]:
         """Take in what is in the directory. Returns the names that are not as they were."""
-        moved: set[str] = set()
+        moved: Mapping[str, tuple[Path, ...]] = {}
         finding: Finding = _UNREMARKABLE
         if isinstance(found, Listing):
             self._root = (found.root, found.identity)
-            moved, complaint = self._files.update(found.files)
-            if complaint is not None:
-                finding = Bad(f"{shown(self._path)}: {complaint}")
+            moved = found.moved
+            if found.complaint is not None:
+                finding = Bad(f"{shown(self._path)}: {found.complaint}")
         else:
             # When it only can't be listed, the files that are known may still be read.
             if isinstance(found, Gone):
                 self._root = None
-                moved, _ = self._files.update({})
+                moved = dict.fromkeys(self._files.names(), ())
             finding = found
+        for name, paths in moved.items():
+            self._files.move(name, paths)
         report = self._directory.take(finding, time.time())
         if report is not None:
             self._record(self._directory, [], report)
-        return moved
+        return frozenset(moved)
 
-    async def _look(self, names: Sequence[str]) -> None:
-        tasks = [self._files.task(name) for name in names if name in self._files]
-        while tasks:
-            batch = await asyncio.to_thread(examine_all, tasks, seconds=_BATCH)
-            tasks = tasks[len(batch) :]
-            for found in batch:
-                self._trails[found.name] = found.trail
-                await self._take(found.name, found.finding)
+    async def _look(self, names: Sequence[str], due: Due) -> float:
+        """Look at files. Returns the seconds that went into those that are as they were."""
+        idle = 0.0
+        while names:
+            batch = await in_daemon_thread(examine_all, self._files, names, due, seconds=_BATCH)
+            names = names[batch.looked :]
+            idle += batch.idle
+            for found in batch.found:
+                await self._take(found)
+                await asyncio.sleep(0)  # there may be many
+        return idle
 
-    async def _take(self, name: str, finding: Finding) -> None:
+    async def _take(self, found: Found) -> None:
+        name, finding = found.name, found.finding
         file = self._files[name]
+        self._keep_trail(file, found.trail)
         report = file.take(finding, time.time())
         if isinstance(finding, BeingWritten):
             self._agenda.again(name, time.monotonic() + (_AGAIN if finding.sample is None else SETTLE))
@@ -253,7 +276,11 @@ class FileSource:
             self._record(file, self._files.boxes_of(name), report)
         if isinstance(finding, Gone) and self._is_directory and not self._is_needed(name):
             self._files.forget(name)
-            del self._trails[name]
+            self._strayed = True
+
+    def _keep_trail(self, file: WatchedFile, trail: Trail) -> None:
+        if file.trail != trail:
+            file.trail, self._strayed = trail, True
 
     def _is_needed(self, name: str) -> bool:
         """Whether a file that has gone is still worth a word: a box goes on with what it held."""
@@ -263,23 +290,38 @@ class FileSource:
     async def _put(self, name: str, good: Good) -> None:
         file = self._files[name]
         source = shown(file.last_path)
+        failed: Exception | None = None
         try:
             compiled = await self._store.compile(good.policy)
-            for box in self._files.boxes_of(name):
-                if box in self._store:
-                    try:
-                        await self._store.put(box, compiled, source=source)
-                    except UnknownBoxError:
-                        pass  # removed meanwhile
-                elif box == file.box:
-                    self._store.create(box, compiled, source=source)
-                await asyncio.sleep(0)  # a default policy may be that of many boxes
         except Exception as error:
-            said = f"{source}: it can't be put in force: {type(error).__name__}: {error}"
-            if file.fail(said, time.time()):
-                log.exception("the policy in %s can't be put in force; it is tried again", source)
+            failed = error
         else:
+            for box in self._files.boxes_of(name):
+                try:
+                    await self._put_to(box, compiled, file, source)
+                except UnknownBoxError:
+                    pass  # removed meanwhile
+                except Exception as error:
+                    failed = error
+                await asyncio.sleep(0)  # a default policy may be that of many boxes
+        if failed is None:
             file.count(good, time.time())
+        elif file.fail(f"{source}: it can't be put in force: {type(failed).__name__}: {failed}", time.time()):
+            log.error("the policy in %s can't be put in force; it is tried again", source, exc_info=failed)
+
+    async def _put_to(self, box: str, compiled: CompiledPolicy, file: WatchedFile, source: str) -> None:
+        self._putting = compiled
+        if box not in self._store:
+            if box == file.box:
+                self._store.create(box, compiled, source=source)
+        elif file.noticed is None or self._others.get(box, 0.0) <= file.noticed:
+            # Not by the generation that was in force then: an earlier revision of the file may have come into
+            # force since. And no change can come in between: what is compiled is put in one step.
+            await self._store.put(box, compiled, source=source)
+
+    def _on_policy(self, new: InForce) -> None:
+        if new.compiled is not self._putting:
+            self._others[new.box] = time.monotonic()
 
     def _record(self, file: WatchedFile, boxes: Sequence[str], report: Report) -> None:
         for box in boxes or [""]:
@@ -299,28 +341,40 @@ class FileSource:
 
     async def _follow(self) -> bool:
         """Watch whatever leads to the files now. Returns whether the watch is a new one."""
-        self._entries = set().union(*(trail.entries for trail in self._trails.values()))
-        directories = {} if self._root is None else dict([self._root])
-        for trail in self._trails.values():
-            directories |= trail.directories
-        return await self._watch.follow(directories)
+        if self._strayed:
+            self._leading = await in_daemon_thread(_joined, self._files.trails())
+            self._strayed = False
+        root = {} if self._root is None else dict([self._root])
+        return await self._watch.follow(root | self._leading.directories)
 
     def _is_relevant(self, path: str) -> bool:
         directory, _, entry = path.rpartition("/")
-        return self._name_in_root(directory, entry) is not None or (directory or "/", entry) in self._entries
+        if self._name_in_root(directory, entry) is not None:
+            return True
+        return (directory or "/", entry) in self._leading.entries
 
     def _name_in_root(self, directory: str, entry: str) -> str | None:
         return name_of(entry) if self._root is not None and directory == self._root[0] else None
 
     def _on_change(self, paths: Iterable[str]) -> None:
+        now = time.monotonic()
         for path in paths:
             directory, _, entry = path.rpartition("/")
             name = self._name_in_root(directory, entry)
             if name is None:
-                self._agenda.add_everything()  # what is on the way to a file may be on that to others
+                self._agenda.add_everything(now)  # what is on the way to a file may be on that to others
             else:
-                self._agenda.add(name)
+                self._agenda.add(name, now, listing=not self._files.is_at(name, entry))
         self._wake.set()
+
+
+def _joined(trails: Iterable[Trail]) -> Trail:
+    """What any of these lead over."""
+    joined = Trail()
+    for trail in trails:
+        joined.entries |= trail.entries
+        joined.directories |= trail.directories
+    return joined
 
 
 def _error_at_start(file: WatchedFile) -> str:

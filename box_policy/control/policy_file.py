@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+from box_policy.audit.records import MAX_DETAIL
 from box_policy.control.files.trusted_file import Known, Missing, Refused, Sample, Unsettled, Whole, look
 from box_policy.control.files.trusted_path import Trail
 from box_policy.control.files.watched_file import Bad, BeingWritten, Finding, Gone, Good, Same
@@ -16,6 +17,9 @@ from box_policy.policy.model import NetworkPolicy
 log = logging.getLogger(__name__)
 
 STANDARD_INPUT: Final = Path("-")
+
+_MAX_LINES: Final = 20
+"""Errors that are shown of a watched file."""
 
 
 class PolicyFileError(Exception):
@@ -52,12 +56,12 @@ def examine(path: Path, *, known: Collection[bytes], sample: Sample | None, trai
         case Missing():
             return Gone()
         case Refused(why=why):
-            return Bad(f"{name}: {why}")
+            return Bad(f"{name}: {_printable(why)}")
         case Whole(data=data, digest=digest):
             try:
                 return Good(digest, parse_document(data, name=name))
             except DocumentError as error:
-                return Bad(str(error), digest)
+                return Bad(shortened(str(error)), digest)
             except Exception as error:
                 # Nothing is known to get here; but what can't be read must not end the watch.
                 log.exception("%s can't be read", name)
@@ -66,5 +70,19 @@ def examine(path: Path, *, known: Collection[bytes], sample: Sample | None, trai
 
 def shown(path: Path) -> str:
     """A path as records and messages show it: UTF-8, in one line, with nothing a terminal would obey."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def _printable(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def shortened(errors: str) -> str:
+    """The first of many lines, as many as a record has room for, and how many more there are."""
+    lines = errors.split("\n")
+    length, kept = 0, 0
+    while kept < min(len(lines), _MAX_LINES) and (length := length + len(lines[kept]) + 1) < MAX_DETAIL - 40:
+        kept += 1
+    kept = max(kept, 1)
+    more = len(lines) - kept
+    return "\n".join(lines[:kept] + ([f"... and {more:,} more"] if more else []))

@@ -432,6 +432,7 @@ class TestBadInput:
             (["--workdir", "/tmp", "--log", "/tmp/x", "--", "true"], 2, "the box could change it"),
             (["--workdir", "/tmp", "--watch", "/tmp/p.yaml", "--", "true"], 2, "the box could change it"),
             (["--workdir", "/tmp", "--control", "unix:/tmp/x", "--", "true"], 2, "the box could change it"),
+            (["--watch", "", "--", "true"], 2, "unset variable"),
             (["--watch", "/nonexistent.yaml", "--", "true"], 2, "/nonexistent.yaml: No such file"),
             (["--watch", "p.yaml", "--allow", "x.test", "--", "true"], 2, "--watch takes the place of"),
             (["--control", "nonsense", "--", "true"], 2, "--control:"),

@@ -67,7 +67,7 @@ async def test_a_sink_that_fails_ends_nothing(folder: Path) -> None:
 async def test_whatever_else_fails_is_shown_logged_once_and_survived(
     files: Files, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(_: Path) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("no threads left")
 
     with monkeypatch.context() as patch:

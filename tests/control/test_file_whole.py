@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from box_policy.audit.records import Outcome
+from box_policy.control import file_source
 from box_policy.control.files import trusted_file
+from box_policy.control.files.mounts import mount_of
 from box_policy.control.files.trusted_file import SETTLE, Known, Look, Sample, Unsettled, Whole
 from box_policy.policy.model import NetworkPolicy
 from tests.control.gate_with_files import OPEN, Files, no_events, rounds, until, watching
@@ -73,12 +75,12 @@ def write():
         order.append("writer")
         stream.write("mode: allow-all")
 writer = threading.Thread(target=write)
-def read_slowly(fd, max_bytes):
-    data = read(fd, max_bytes)
+def read_slowly(fd, size, max_bytes):
+    data = read(fd, size, max_bytes)
     if fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
         writer.start()
         while fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK: pass
-        data = read(fd, max_bytes)
+        data = read(fd, size, max_bytes)
         order.append("reader")
     return data
 trusted_file._read = read_slowly
@@ -162,14 +164,23 @@ def test_and_not_one_that_changes(path: Path, change: str) -> None:
     assert found.sample.identity != sample.identity
 
 
+@pytest.mark.usefixtures("no_leases")
+def test_nor_does_what_is_shorter_than_it_should_be(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read may return less than there is, on a network file system."""
+    monkeypatch.setattr(trusted_file, "_read", lambda *_: b"mode:")
+    assert look_at(path) == Unsettled(None)
+
+
 @pytest.mark.skipif(shutil.which("findmnt") is None, reason="needs findmnt")
 def test_which_file_system_it_is_is_asked_of_the_kernel(path: Path) -> None:
     with path.open() as stream, open("/proc/version") as proc:
         kind = subprocess.run(
             ["findmnt", "-no", "FSTYPE", "-T", path], capture_output=True, text=True, check=True
         ).stdout.strip()
-        assert trusted_file._filesystem(stream.fileno()) == kind
-        assert trusted_file._filesystem(proc.fileno()) == "proc"
+        for descriptor, expected in ((stream.fileno(), kind), (proc.fileno(), "proc")):
+            mount = mount_of(descriptor)
+            assert mount is not None
+            assert mount.filesystem == expected
 
 
 def test_two_threads_can_read_the_same_file(path: Path) -> None:
@@ -204,7 +215,9 @@ async def test_nothing_but_the_whole_of_what_a_slow_writer_writes_counts(
     path: Path, leases: bool, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not leases:
-        monkeypatch.setattr("box_policy.control.files.trusted_file._LEASED", frozenset())
+        monkeypatch.setattr(trusted_file, "_LEASED", frozenset())
+        monkeypatch.setattr(trusted_file, "SETTLE", 0.2)  # a second isn't needed to see the principle
+        monkeypatch.setattr(file_source, "SETTLE", 0.2)
     flags = {"truncated": os.O_TRUNC, "over what was there": 0, "new file": os.O_CREAT}[start]
 
     def write() -> None:

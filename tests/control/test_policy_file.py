@@ -7,21 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from box_policy.audit.records import MAX_DETAIL
 from box_policy.control.files.trusted_file import Known, Missing, Whole, look
 from box_policy.control.files.trusted_path import Trail
 from box_policy.control.files.watched_file import Bad, BeingWritten, Gone, Good, Same
-from box_policy.control.policy_file import PolicyFileError, examine, read_policy, shown
+from box_policy.control.policy_file import PolicyFileError, examine, read_policy, shortened, shown
 from box_policy.policy.model import NetworkPolicy
-from tests.control.reading import IN_USER_NAMESPACE, in_child, look_at, refusal, whole
-
-STRANGER = 4711
-
-
-def give_away(path: Path) -> None:
-    try:
-        os.lchown(path, STRANGER, STRANGER)
-    except PermissionError:
-        pytest.skip("only root can give files away")
+from tests.control.reading import look_at, refusal, whole
 
 
 @pytest.fixture
@@ -48,98 +40,13 @@ def test_an_error_names_the_file_and_the_line(path: Path) -> None:
         read_policy(path.with_name("none.yaml"))
 
 
-# What is trusted
+# What is no file, or no sane one
 
 
 def test_the_content_and_its_digest_are_read(path: Path) -> None:
     found = whole(path)
     assert found.data == b"mode: deny-all\n"
     assert look_at(path, known=[found.digest]) == Known(found.digest)
-
-
-@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666, 0o620])
-def test_a_file_that_others_can_write_to_is_refused(path: Path, mode: int) -> None:
-    path.chmod(mode)
-    assert f"chmod go-w {path}" in refusal(path)
-
-
-@pytest.mark.parametrize("mode", [0o777, 0o757, 0o775])
-def test_so_is_one_in_a_directory_that_others_can_write_to(path: Path, mode: int) -> None:
-    path.parent.chmod(mode)
-    assert f"chmod go-w {path.parent}" in refusal(path)
-
-
-def test_a_sticky_directory_is_no_danger_to_what_is_ours(path: Path) -> None:
-    path.parent.chmod(0o1777)
-    whole(path)
-    link = path.with_name("link.yaml")
-    link.symlink_to(path.name)
-    whole(link)
-
-
-def test_but_anybody_can_make_a_link_in_it(path: Path) -> None:
-    """To a policy that root has somewhere, and that allows more."""
-    path.parent.chmod(0o1777)
-    link = path.with_name("link.yaml")
-    link.symlink_to(path.name)
-    give_away(link)
-    assert f"belongs to user {STRANGER}" in refusal(link)
-
-
-@pytest.mark.parametrize("holder", ["of the link", "of the file", "above"])
-def test_every_directory_on_the_way_counts(path: Path, holder: str) -> None:
-    one, other = path.parent / "one", path.parent / "two"
-    inner = other / "inner"
-    one.mkdir(mode=0o755)
-    inner.mkdir(mode=0o755, parents=True)
-    path.rename(inner / "policy.yaml")
-    link = one / "link.yaml"
-    link.symlink_to("../two/inner/policy.yaml")
-    whole(link)
-    {"of the link": one, "of the file": inner, "above": other}[holder].chmod(0o777)
-    assert "others can write to the directory" in refusal(link)
-
-
-def test_a_strangers_file_is_refused(path: Path) -> None:
-    give_away(path)
-    assert f"belongs to user {STRANGER}; it has to be root's or user" in refusal(path)
-
-
-def test_an_owner_whom_the_user_namespace_does_not_know_is_refused(path: Path) -> None:
-    if os.geteuid() == 0:
-        give_away(path)
-    else:
-        path = Path("/etc/passwd")
-    assert "that this user namespace doesn't map" in in_child(IN_USER_NAMESPACE + "see()", path)
-
-
-def test_nor_does_a_reader_trust_itself_whom_it_does_not_know(path: Path) -> None:
-    """Then its own id is the one that stands for everybody."""
-    code = IN_USER_NAMESPACE.replace('write_text(f"0 {uid} 1")', "read_text()").replace(
-        'write_text(f"0 {gid} 1")', "read_text()"
-    )
-    path.chmod(0o644)
-    assert "that this user namespace doesn't map" in in_child(code + "see()", path)
-
-
-def test_a_mount_that_cannot_be_written_to_is_no_danger_whatever_its_mode(tmp_path: Path) -> None:
-    """As a ConfigMap's: its directories are 0777."""
-    code = """
-mount = lambda *arguments: subprocess.run(["mount", *arguments], check=True)
-mount("-t", "tmpfs", "none", str(path.parent))
-path.parent.chmod(0o777)
-path.write_text("x")
-path.chmod(0o644)
-see()
-mount("-o", "remount,ro", str(path.parent))
-see()
-"""
-    before, after = in_child(IN_USER_NAMESPACE + code, tmp_path / "policy.yaml").splitlines()
-    assert before.startswith("Refused")
-    assert after.startswith("Whole")
-
-
-# What is no file, or no sane one
 
 
 def test_a_fifo_is_refused_at_once(path: Path) -> None:
@@ -248,6 +155,40 @@ def test_what_a_file_is_found_to_hold(path: Path) -> None:
     assert finding(path) == Bad(f"{path}: others can write to it: chmod go-w {path}")
     path.unlink()
     assert finding(path) == Gone()
+
+
+def test_of_many_errors_the_first_are_said_and_how_many_more_there_are(path: Path) -> None:
+    path.write_text("mode: custom\nallowed_domains:\n" + "- a b\n" * 60)
+    bad = finding(path)
+    assert isinstance(bad, Bad)
+    *lines, last = bad.error.split("\n")
+    assert [line.startswith(f"{path}:{number}:") for number, line in enumerate(lines, 3)] == [True] * 20
+    assert last == "... and 40 more"
+    path.write_text("mode: custom\nallowed_domains:\n" + f"- '{'x' * 300} y'\n" * 60)
+    bad = finding(path)
+    assert isinstance(bad, Bad)
+    assert len(bad.error) < MAX_DETAIL
+    with pytest.raises(PolicyFileError) as error:
+        read_policy(path)
+    assert len(str(error.value).split("\n")) == 60, "who checks a file wants to see all"
+
+
+@pytest.mark.parametrize(
+    ("errors", "shown"),
+    [("a\nb", "a\nb"), ("x" * 5000 + "\ny", "x" * 5000 + "\n... and 1 more"), ("\n".join("a" * 20),) * 2],
+)
+def test_errors_are_shortened_by_lines(errors: str, shown: str) -> None:
+    assert shortened(errors) == shown
+
+
+def test_why_a_file_is_refused_is_shown_so_that_no_terminal_obeys_it(path: Path) -> None:
+    folder = path.parent / "\x1b[31m"
+    folder.mkdir()
+    path = path.rename(folder / "policy.yaml")
+    folder.chmod(0o777)
+    bad = finding(path)
+    assert isinstance(bad, Bad)
+    assert bad.error.isprintable()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"mode: deny-all\nmode: allow-all", b"[" * 100_000])

@@ -5,11 +5,11 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from box_policy.control.files.trusted_file import Sample
+from box_policy.control.files.agenda import Due
 from box_policy.control.files.trusted_path import Trail
 from box_policy.control.files.watched_file import Bad, Finding, Gone, WatchedFile
 from box_policy.control.policy_file import examine, shown
@@ -32,18 +32,19 @@ def name_of(entry: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The policy files in a directory."""
+    """What is new about the policy files in a directory."""
 
     root: str
     """The directory by a path without links."""
     identity: tuple[int, int]
     """Its device and inode."""
-    files: Mapping[str, tuple[Path, ...]]
-    """By name without suffix."""
+    moved: Mapping[str, tuple[Path, ...]]
+    """By name without suffix, the files that are new, gone or elsewhere, and where they are now."""
+    complaint: str | None
 
 
-def list_files(directory: Path) -> Listing | Gone | Bad:
-    """The policy files in a directory, one more than is accepted at most."""
+def list_files(directory: Path, known: "PolicyFiles") -> Listing | Gone | Bad:
+    """What is new in a directory. To be called in a thread."""
     try:
         root = os.path.realpath(directory, strict=True)
         status = Path(root).stat()
@@ -53,7 +54,7 @@ def list_files(directory: Path) -> Listing | Gone | Bad:
         return Gone()
     except OSError as error:
         return Bad(f"{shown(directory)}: {error.strerror or error}")
-    return Listing(root, (status.st_dev, status.st_ino), files)
+    return Listing(root, (status.st_dev, status.st_ino), *known.compare(files))
 
 
 def _policies(directory: Path, entries: Iterable[os.DirEntry[str]]) -> dict[str, tuple[Path, ...]]:
@@ -66,36 +67,50 @@ def _policies(directory: Path, entries: Iterable[os.DirEntry[str]]) -> dict[str,
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A file to look at, with all that a thread needs to know of it."""
-
-    name: str
-    path: Path
-    complaint: Gone | Bad | None
-    known: frozenset[bytes]
-    sample: Sample | None
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
-    """What came of it."""
+    """What is new about a file."""
 
     name: str
     finding: Finding
     trail: Trail
 
 
-def examine_all(tasks: Sequence[Task], *, seconds: float) -> list[Found]:
-    """Look at files, one after the other, until time is up; at one at least. To be called in a thread."""
-    until = time.monotonic() + seconds
-    found: list[Found] = []
-    for task in tasks:
+@dataclass(slots=True)
+class Batch:
+    """What came of looking at some files."""
+
+    found: list[Found] = field(default_factory=list)
+    looked: int = 0
+    """How many were looked at."""
+    idle: float = 0.0
+    """Seconds spent on those that are as they were."""
+
+
+def examine_all(files: "PolicyFiles", names: Sequence[str], due: Due, *, seconds: float) -> Batch:
+    """Look at files, one after the other, until something is new and time is up.
+
+    To be called in a thread, while nobody else changes the files.
+    """
+    batch = Batch()
+    now = time.monotonic()
+    until = now + seconds
+    for name in names:
+        file = files[name]
+        file.notice(due.event(name), now)
         trail = Trail()
-        finding = task.complaint or examine(task.path, known=task.known, sample=task.sample, trail=trail)
-        found.append(Found(task.name, finding, trail))
-        if time.monotonic() >= until:
+        finding = files.complaint(name) or examine(
+            file.last_path, known=file.known, sample=file.sample, trail=trail
+        )
+        began, now = now, time.monotonic()
+        batch.looked += 1
+        if file.is_news(finding) or trail != file.trail:
+            batch.found.append(Found(name, finding, trail))
+        else:
+            file.noticed = None
+            batch.idle += now - began
+        if batch.found and now >= until:
             break
-    return found
+    return batch
 
 
 class PolicyFiles:
@@ -122,36 +137,47 @@ class PolicyFiles:
         return self._files[name]
 
     def names(self) -> list[str]:
-        return sorted(self._files)
+        return list(self._files)
+
+    def trails(self) -> list[Trail]:
+        return [file.trail for file in self._files.values()]
 
     def forget(self, name: str) -> None:
         del self._files[name]
 
-    def update(self, found: Mapping[str, tuple[Path, ...]]) -> tuple[set[str], str | None]:
-        """Take in what a directory holds now: the names that are new, gone or elsewhere, and a complaint.
+    def is_at(self, name: str, entry: str) -> bool:
+        """Whether a file is known to be in this entry of the directory, and in no other."""
+        return name in self._files and [path.name for path in self._files[name].paths] == [entry]
+
+    def compare(
+        self, found: Mapping[str, tuple[Path, ...]]
+    ) -> tuple[dict[str, tuple[Path, ...]], str | None]:
+        """What is new, gone or elsewhere of what a directory holds now, and a complaint. Changes nothing.
 
         Of more than MAX_FILES files those count that are known; of the others as many as there is room for.
         """
-        changed = {
-            name for name, file in self._files.items() if list(file.paths) != list(found.get(name, ()))
+        moved = {
+            name: found.get(name, ())
+            for name, file in self._files.items()
+            if file.paths != found.get(name, ())
         }
-        for name in changed:
-            self._files[name].move(found.get(name, ()))
         new = sorted(found.keys() - self._files.keys())
         room = max(MAX_FILES - len(self._files), 0)
-        for name in new[:room]:
-            self._files[name] = WatchedFile(found[name], self._box(name))
+        moved |= {name: found[name] for name in new[:room]}
         too_many = len(new) > room or sum(map(len, found.values())) > MAX_FILES
-        return changed | set(new[:room]), f"more than {MAX_FILES:,} policy files" if too_many else None
+        return moved, f"more than {MAX_FILES:,} policy files" if too_many else None
+
+    def move(self, name: str, paths: tuple[Path, ...]) -> None:
+        """A file is somewhere else, new or gone."""
+        if name in self._files:
+            self._files[name].move(paths)
+        else:
+            self._files[name] = WatchedFile(paths, self._box(name))
 
     def _box(self, name: str) -> str | None:
         return name if name != DEFAULT and re.fullmatch(BOX_ID, name) else None
 
-    def task(self, name: str) -> Task:
-        file = self._files[name]
-        return Task(name, file.last_path, self._complaint(name), file.known, file.sample)
-
-    def _complaint(self, name: str) -> Gone | Bad | None:
+    def complaint(self, name: str) -> Gone | Bad | None:
         """What can be said of a file by its name alone."""
         paths = self._files[name].paths
         if not paths:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from box_policy.control.files.mounts import mount_of
 from box_policy.control.files.trusted_path import Trail, UntrustedError, open_trusted
 
-SETTLE: Final = 0.1
+SETTLE: Final = 1.0
 """Seconds for which a content must stay the same, where there are no leases."""
 
 _LEASED: Final = frozenset(
@@ -28,7 +29,41 @@ _LEASED: Final = frozenset(
 """File systems that no other machine writes to. Elsewhere (9p, FUSE, virtiofs, CIFS) a lease may well be
 granted, but says nothing about the writers at the other end."""
 
-_CHUNK: Final = 1 << 20
+_PSEUDO: Final = frozenset(
+    {
+        "autofs",
+        "binder",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "cpuset",
+        "debugfs",
+        "devpts",
+        "efivarfs",
+        "functionfs",
+        "fusectl",
+        "mqueue",
+        "nfsd",
+        "nsfs",
+        "pipefs",
+        "proc",
+        "pstore",
+        "resctrl",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "smackfs",
+        "sockfs",
+        "sysfs",
+        "tracefs",
+        "usbfs",
+        "xenfs",
+    }
+)
+"""File systems that the kernel makes up. A file of root's in them may well say what another user told the
+kernel: /proc/PID/comm is the name that he gave a program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,65 +144,53 @@ def look(
 
 
 def _look(fd: int, max_bytes: int, known: Collection[bytes], sample: Sample | None) -> Look:
-    before = _identity(fd)
-    data = _read(fd, max_bytes)
+    before = os.fstat(fd)
+    data = _read(fd, before.st_size, max_bytes)
     digest = hashlib.sha256(data or b"").digest()
     if data is not None and digest in known:
         return Known(digest)
-    if _filesystem(fd) in _LEASED:
+    mount = mount_of(fd)
+    if mount is None:
+        return Refused("it can't be told which file system it is on")
+    if mount.filesystem in _PSEUDO:
+        return Refused(f"it is no file on a disk, but one of the kernel's ({mount.filesystem})")
+    if data is None:
+        return Refused(f"it is larger than {max_bytes // 1024 // 1024} MiB")
+    if mount.filesystem in _LEASED:
         try:
-            leased, data = _read_leased(fd, max_bytes)
+            leased = _read_leased(fd, len(data), max_bytes)
         except _NoLeaseError:
             pass
         else:
-            if not leased:
-                return Unsettled(None)
-            if data is None:
-                return _too_large(max_bytes)
-            return Whole(data, hashlib.sha256(data).digest())
+            return Unsettled(None) if leased is None else Whole(leased, hashlib.sha256(leased).digest())
     now = time.monotonic()
-    identity = _identity(fd)
-    if identity != before:
+    identity = _identity(os.fstat(fd))
+    if identity != _identity(before) or len(data) != before.st_size:
         return Unsettled(None)
     if sample is None or (sample.digest, sample.identity) != (digest, identity):
         return Unsettled(Sample(digest, identity, now))
-    if now - sample.taken < SETTLE:
-        return Unsettled(sample)
-    return _too_large(max_bytes) if data is None else Whole(data, digest)
+    return Unsettled(sample) if now - sample.taken < SETTLE else Whole(data, digest)
 
 
 def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _too_large(max_bytes: int) -> Refused:
-    return Refused(f"it is larger than {max_bytes // 1024 // 1024} MiB")
-
-
-def _identity(fd: int) -> tuple[int, ...]:
-    status = os.fstat(fd)
+def _identity(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _read(fd: int, max_bytes: int) -> bytes | None:
-    """The whole content; None if there is too much of it."""
-    if os.fstat(fd).st_size > max_bytes:
-        return None
-    data = bytearray()
-    while len(data) <= max_bytes:
-        chunk = os.pread(fd, min(_CHUNK, max_bytes + 1 - len(data)), len(data))
-        if not chunk:
-            return bytes(data)
-        data += chunk
-    return None
+def _read(fd: int, size: int, max_bytes: int) -> bytes | None:
+    """The content, and a byte more if it has grown; None if there is too much of it."""
+    return None if size > max_bytes else os.pread(fd, size + 1, 0)
 
 
 class _NoLeaseError(Exception):
     """It is another user's file, or the file system has no leases."""
 
 
-def _read_leased(fd: int, max_bytes: int) -> tuple[bool, bytes | None]:
-    """Whether nobody had the file open for writing, nor wanted to, and the content."""
+def _read_leased(fd: int, size: int, max_bytes: int) -> bytes | None:
+    """The content; None if somebody has the file open for writing, or wants to, or it is of another size."""
     # A lease that a writer wants back is asked for with SIGIO, which kills a process that doesn't expect it.
     # SIGURG is ignored by default, and whoever handles it must expect it for no reason. No realtime signal:
     # the kernel sends SIGIO after all when the queue of those is full.
@@ -176,34 +199,17 @@ def _read_leased(fd: int, max_bytes: int) -> tuple[bool, bytes | None]:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         if error.errno == errno.EAGAIN:
-            return False, None
+            return None
         raise _NoLeaseError from None
     try:
         # From here on nobody need be told: the lease is asked after below. To take it has set the owner.
         fcntl.fcntl(fd, fcntl.F_SETOWN, 0)
-        data = _read(fd, max_bytes)
-        return fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK, data
+        # As few calls as can be: a writer waits, and each call may end with waiting for the interpreter.
+        data = _read(fd, size, max_bytes)
+        whole = fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
     finally:
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError:
             pass  # taken away already: the writer has waited for longer than fs.lease-break-time
-
-
-def _filesystem(fd: int) -> str | None:
-    """The type of the file system that a file is on; None if that can't be told.
-
-    By the mount's id: statfs(2) isn't to be had from Python, and a device's number doesn't tell on btrfs.
-    """
-    try:
-        fields = dict(
-            line.split(":", 1) for line in Path(f"/proc/thread-self/fdinfo/{fd}").read_text().splitlines()
-        )
-        mount = fields["mnt_id"].strip()
-        with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.startswith(mount + " "):
-                    return line.split(" - ", 1)[1].split()[0]
-    except (OSError, ValueError, LookupError):
-        pass
-    return None
+    return data if whole and data is not None and len(data) == size else None

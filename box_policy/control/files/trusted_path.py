@@ -7,12 +7,14 @@ is checked is what is opened, however the path changes meanwhile.
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Final
+
+from box_policy.control.files.owners import is_private_group, is_trusted, is_unmapped, user
 
 _MAX_LINKS: Final = 40
 """Symbolic links on one way, as Linux counts them (path_resolution(7))."""
@@ -20,8 +22,6 @@ _MAX_LINKS: Final = 40
 _STEP: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not blocking: to open a FIFO that nobody writes to would take for ever. And no terminal becomes ours.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-
-_ALL_IDS: Final = 2**32 - 1
 
 
 class UntrustedError(Exception):
@@ -50,40 +50,72 @@ def open_trusted(path: Path, trail: Trail) -> int:
         trail: what was walked over is added, also when this raises.
 
     Raises:
-        UntrustedError: it isn't a regular file; it is another user's than root or the effective one; others
-            or its group can write to it, or to a directory that holds it or a link to it, or others to a
-            directory above. A directory that can't be written to where it is mounted is no danger, as a
-            Kubernetes ConfigMap's; nor is a sticky one, for what is ours in it.
+        UntrustedError: it isn't a regular file; or it, or a directory on the way, is another user's than
+            root or the effective one, or can be written to by others or by a group. A group that is its
+            owner's alone is no danger; nor is a directory that can't be written to where it is mounted, as a
+            Kubernetes ConfigMap's; nor a sticky one, for what is ours in it.
         OSError: of any other failure.
     """
-    walk = _Walk(trail)
+    walk = _Walk(path, trail)
     try:
-        fd = walk.to_the_end(_steps(os.fspath(path)))
+        return walk.to_the_end()
     finally:
         walk.close()
-    try:
-        _check_file(path, os.fstat(fd))
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+
+
+@dataclass(slots=True)
+class _Faults:
+    """Why a way can't be trusted. All of it is found before it is said: who mends it does so once."""
+
+    said: list[str] = field(default_factory=list)
+    owned: dict[str, None] = field(default_factory=dict)
+    """What has to be given to root."""
+    writable: dict[str, None] = field(default_factory=dict)
+    """What has to be closed to others."""
+
+    def __bool__(self) -> bool:
+        return bool(self.said)
+
+    def belongs(self, what: str, path: str, uid: int) -> None:
+        if path not in self.owned:
+            self.owned[path] = None
+            self.said.append(f"{what} belongs to {user(uid)}; it has to be root's or user {os.geteuid()}'s")
+
+    def can_be_written(self, what: str, path: str, mode: int) -> None:
+        if path not in self.writable:
+            self.writable[path] = None
+            who = "others" if mode & stat.S_IWOTH else "its group"
+            self.said.append(f"{who} can write to {what}")
+
+    def __str__(self) -> str:
+        commands = [
+            f"{command} {shlex.join(paths)}"
+            for command, paths in (("chown root", self.owned), ("chmod go-w", self.writable))
+            if paths
+        ]
+        return "; ".join(self.said) + (f": {' && '.join(commands)}" if commands else "")
 
 
 class _Walk:
-    def __init__(self, trail: Trail) -> None:
+    def __init__(self, path: Path, trail: Trail) -> None:
+        self._path = path
         self._trail = trail
+        self._faults = _Faults()
         self._links = 0
         self._fd = -1
         self._at = "/"
         """The directory that is open, by a path without links."""
+        self._shared = False
+        """Whether others can make entries in it, but not replace ours."""
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def to_the_end(self, steps: list[str]) -> int:
-        self._enter("/", os.open("/", _STEP | os.O_DIRECTORY))
+    def to_the_end(self) -> int:
+        steps = _steps(os.fspath(self._path))
+        self._enter_root()
         while steps:
             name = steps.pop()
             try:
@@ -99,10 +131,14 @@ class _Walk:
                 self._enter(self._above() if name == ".." else self._below(name), fd)
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
+    def _enter_root(self) -> None:
+        self._shared = False
+        self._enter("/", os.open("/", _STEP | os.O_DIRECTORY))
+
     def _enter(self, at: str, fd: int) -> None:
         self.close()
         self._fd, self._at = fd, at
-        self._check_directory(stat.S_IWOTH)
+        self._check_directory()
 
     # Not by pathlib: this runs for every file at every poll.
 
@@ -114,9 +150,15 @@ class _Walk:
 
     def _open(self, name: str) -> int:
         self._trail.add(self._at, name, os.fstat(self._fd))
-        fd = os.open(name, _READ, dir_fd=self._fd)
+        # What strangers may have put there is looked at, but not opened: that can do harm to a device.
+        fd = os.open(name, _STEP if self._faults else _READ, dir_fd=self._fd)
         try:
-            self._check_directory(stat.S_IWGRP | stat.S_IWOTH)
+            status = os.fstat(fd)
+            if stat.S_ISLNK(status.st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            self._check_file(fd, status)
+            if self._faults:
+                raise UntrustedError(str(self._faults))
         except BaseException:
             os.close(fd)
             raise
@@ -132,34 +174,39 @@ class _Walk:
             status = os.fstat(link)
             if not stat.S_ISLNK(status.st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            shared = self._check_directory(stat.S_IWGRP | stat.S_IWOTH)
             # As fs.protected_symlinks has it: in a sticky directory anybody can make a link.
-            if shared and not _is_trusted(status.st_uid):
+            if self._shared and not is_trusted(status.st_uid):
                 raise UntrustedError(
                     f"the link {self._below(name)}, where anybody can make one, "
-                    f"belongs to {_user(status.st_uid)}"
+                    f"belongs to {user(status.st_uid)}"
                 )
             target = os.readlink("", dir_fd=link)
         finally:
             os.close(link)
         if target.startswith("/"):
-            self._enter("/", os.open("/", _STEP | os.O_DIRECTORY))
+            self._enter_root()
         return _steps(target)
 
-    def _check_directory(self, strangers: int) -> bool:
-        """Whether strangers may write to the directory that is open.
+    def _check_directory(self) -> None:
+        """Note why the directory that is open is a danger to what is in it."""
+        status = os.fstat(self._fd)
+        what = f"the directory {self._at}"
+        # In a container on a user's own, the host's directories belong to nobody whom it knows. Where
+        # strangers can make directories, one of these may well be a stranger's.
+        if not is_trusted(status.st_uid) and (self._shared or not is_unmapped(status.st_uid)):
+            self._faults.belongs(what, self._at, status.st_uid)
+        self._shared = _is_open_to_others(self._fd, status) and not _is_read_only(self._fd)
+        if self._shared and not status.st_mode & stat.S_ISVTX:
+            self._faults.can_be_written(what + ", and so replace the file", self._at, status.st_mode)
 
-        Raises UntrustedError if it isn't sticky: then they can replace what isn't theirs.
-        """
-        mode = os.fstat(self._fd).st_mode
-        if not mode & strangers or os.fstatvfs(self._fd).f_flag & os.ST_RDONLY:
-            return False
-        if not mode & stat.S_ISVTX:
-            who = "others" if mode & stat.S_IWOTH else "its group"
-            raise UntrustedError(
-                f"{who} can write to the directory {self._at}, and so replace the file: chmod go-w {self._at}"
-            )
-        return True
+    def _check_file(self, fd: int, status: os.stat_result) -> None:
+        path = os.fspath(self._path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UntrustedError(f"it is {_kind(status.st_mode)}, not a regular file")
+        if not is_trusted(status.st_uid):
+            self._faults.belongs("it", path, status.st_uid)
+        if _is_open_to_others(fd, status):
+            self._faults.can_be_written("it", path, status.st_mode)
 
 
 def _steps(path: str) -> list[str]:
@@ -167,16 +214,27 @@ def _steps(path: str) -> list[str]:
     return [step for step in reversed(path.split("/")) if step not in ("", ".")]
 
 
-def _check_file(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise UntrustedError(f"it is {_kind(status.st_mode)}, not a regular file")
-    if not _is_trusted(status.st_uid):
-        raise UntrustedError(
-            f"it belongs to {_user(status.st_uid)}; it has to be root's or user {os.geteuid()}'s"
-        )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        who = "others" if status.st_mode & stat.S_IWOTH else "its group"
-        raise UntrustedError(f"{who} can write to it: chmod go-w {path}")
+def _is_open_to_others(fd: int, status: os.stat_result) -> bool:
+    """Whether anybody but its owner may write to it, by its mode."""
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not (
+        is_private_group(status.st_gid, status.st_uid) and not _has_access_list(fd)
+    )
+
+
+def _has_access_list(fd: int) -> bool:
+    """Whether there is a POSIX ACL (acl(5)): then the group's bits are those of all whom it names."""
+    try:
+        # By its name in /proc: a descriptor that is for its place alone has no attributes.
+        os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
+    except OSError as error:
+        return error.errno not in (errno.ENODATA, errno.ENOTSUP)
+    return True
+
+
+def _is_read_only(fd: int) -> bool:
+    return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
 
 
 def _kind(mode: int) -> str:
@@ -186,33 +244,3 @@ def _kind(mode: int) -> str:
         (stat.S_ISSOCK(mode), "a socket"),
     )
     return next((kind for matches, kind in kinds if matches), "a device")
-
-
-def _is_trusted(uid: int) -> bool:
-    return uid in (0, os.geteuid()) and not _is_unmapped(uid)
-
-
-def _user(uid: int) -> str:
-    if _is_unmapped(uid):
-        return f"user {uid}, (every user that this user namespace doesn't map)"
-    return f"user {uid}"
-
-
-def _is_unmapped(uid: int) -> bool:
-    """Whether the id is the one that a user namespace shows for owners that it doesn't map
-    (user_namespaces(7)): anybody's."""
-    if uid != _overflow_uid():
-        return False
-    try:
-        ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
-        return sum(int(count) for _, _, count in ranges) < _ALL_IDS
-    except (OSError, ValueError):
-        return True
-
-
-@cache
-def _overflow_uid() -> int:
-    try:
-        return int(Path("/proc/sys/kernel/overflowuid").read_text())
-    except (OSError, ValueError):
-        return 65534  # the kernel's default

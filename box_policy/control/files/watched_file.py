@@ -6,6 +6,7 @@ from typing import Literal
 
 from box_policy.audit.records import Outcome
 from box_policy.control.files.trusted_file import Sample
+from box_policy.control.files.trusted_path import Trail
 from box_policy.policy.model import NetworkPolicy
 
 type State = Literal["ok", "refused", "missing", "being_written"]
@@ -88,6 +89,10 @@ class WatchedFile:
     """The last that counted."""
     sample: Sample | None = None
     """Of a content that may count if it stays."""
+    trail: Trail = field(default_factory=Trail)
+    """What its path led over."""
+    noticed: float | None = None
+    """Monotonic seconds, when the change was noticed that hasn't been judged, or put in force, yet."""
     _counted: bytes | None = None
     _refused: Bad | None = None
     """The last revision that was refused, until one counts again or the file goes."""
@@ -103,15 +108,35 @@ class WatchedFile:
             self.last_path = paths[0]
             self.sample = None
 
+    def notice(self, event: float | None, now: float) -> None:
+        """The file is to be looked at, perhaps because an event told of a change."""
+        if event is not None:
+            self.noticed, self.sample = event, None  # whoever writes to it may not be done
+        elif self.noticed is None:
+            self.noticed = now
+
     @property
     def known(self) -> frozenset[bytes]:
         """Digests of contents that needn't be judged again."""
         refused = self._refused.digest if self._refused is not None else None
         return frozenset(digest for digest in (self._counted, refused) if digest is not None)
 
+    def is_news(self, finding: Finding) -> bool:
+        """Whether anything is to be done about what was found."""
+        match finding:
+            case Same(digest=digest) if self._refused is not None and digest == self._refused.digest:
+                return (self.state, self.error) != ("refused", self._refused.error)
+            case Same():
+                return self.state != "ok"
+            case Bad():
+                return finding != self._refused or self.state != "refused"
+        return True
+
     def take(self, finding: Finding, now: float) -> Report | None:
         """Note what was found. A good revision counts only once :meth:`count` says so."""
         self.sample = finding.sample if isinstance(finding, BeingWritten) else None
+        if not isinstance(finding, Good | BeingWritten):
+            self.noticed = None
         match finding:
             case Good():
                 pass  # it is as it was until the policy is in force
@@ -136,12 +161,15 @@ class WatchedFile:
         return None
 
     def count(self, good: Good, now: float) -> None:
-        """The policy is in force."""
+        """The policy is in force, or another that was put later."""
         self.policy, self._counted, self._refused = good.policy, good.digest, None
+        self.noticed = None
         self._set("ok", None, now)
 
     def fail(self, error: str, now: float) -> bool:
         """A good policy could not be put in force; it is tried again. Whether that is news."""
+        # Some of its boxes may have it: what counted before isn't what all of them have.
+        self._counted = None
         news = self.error != error
         self._set("refused", error, now)
         return news
