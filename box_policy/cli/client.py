@@ -18,6 +18,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 import box_policy
+from box_policy.cli.connection import ShortEvents, Watch, WatchedStream, WrongOwner
 from box_policy.cli.errors import FAILURE, USAGE
 from box_policy.cli.shown import printable
 from box_policy.control.http.address import ControlAddress, UnixAddress
@@ -25,11 +26,9 @@ from box_policy.policy.model import PolicyIssue
 
 MAX_ANSWER: Final = 32 << 20
 """Bytes of an answer; more is no answer of a gate's."""
-MAX_EVENT: Final = 1 << 20
-"""Bytes of one event of the stream."""
 CONNECT_TIMEOUT: Final = 5.0
 ANSWER_TIMEOUT: Final = 30.0
-"""Seconds for a whole answer. A policy of 100,000 entries is compiled within it."""
+"""Seconds for a whole exchange, from the connection on. A policy of 100,000 entries is compiled within it."""
 SILENCE: Final = 40.0
 """Seconds without a byte after which a stream is broken. The gate writes at least every 15."""
 PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -37,6 +36,9 @@ PAUSES: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 STEADY: Final = 10.0
 """Seconds that a stream must have lasted for the pauses to start from the first."""
 MAX_BACKLOG: Final = 10_000
+
+BOX_ID: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+"""As in the gate, which isn't imported: mitmproxy comes with it."""
 
 _MAX_ID: Final = 128
 _MAX_ISSUES: Final = 100
@@ -128,7 +130,11 @@ class Client:
 
     def boxes(self) -> list[dict[str, Any]]:
         """The gate's boxes."""
-        return self.rows(self.get("/v1/boxes")[0], "boxes")
+        boxes = self.rows(self.get("/v1/boxes")[0], "boxes")
+        # An id becomes part of a path, and of what is shown.
+        if not all(isinstance(box.get("id"), str) and re.fullmatch(BOX_ID, box["id"]) for box in boxes):
+            self._stranger()
+        return boxes
 
     def policy(self, box: str) -> tuple[dict[str, Any], int]:
         """The policy in force for a box, and its generation."""
@@ -146,7 +152,7 @@ class Client:
         body = json.dumps(policy).encode()
         with self._exchange("PUT", policy_path(box), headers=headers, content=body) as response:
             generation = self._object(response).get("generation")
-        if not isinstance(generation, int):
+        if type(generation) is not int:  # true is an int, too
             self._stranger()
         return generation
 
@@ -212,11 +218,12 @@ class Client:
             headers["Last-Event-ID"] = last_id
         timeout = httpx.Timeout(SILENCE, connect=CONNECT_TIMEOUT)
         with self._exchange(
-            "GET", "/v1/decisions", params=params, headers=headers, timeout=timeout
+            "GET", "/v1/decisions", lasts=True, params=params, headers=headers, timeout=timeout
         ) as response:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 self._stranger()
-            response.stream = _ShortEvents(response.stream)
+            response.stream = ShortEvents(response.stream)
+            response.encoding = "utf-8"  # as of every such stream, whatever its head says
             yield "", Opened(again=False)
             for event in EventSource(response).iter_sse():
                 # It becomes a header.
@@ -230,22 +237,34 @@ class Client:
         if event.event != "lost":
             return Told(fields, event.data)
         count = fields.get("records")
-        return Lost(count if isinstance(count, int) else None)
+        return Lost(count if type(count) is int else None)
 
     @contextmanager
-    def _exchange(self, method: str, path: str, **asked: Any) -> Iterator[httpx.Response]:
-        """A response that isn't read yet; one that the gate refuses is an error."""
+    def _exchange(
+        self, method: str, path: str, *, lasts: bool = False, **asked: Any
+    ) -> Iterator[httpx.Response]:
+        """A response that isn't read yet; one that the gate refuses is an error. Of one that ``lasts``, the
+        head alone has a time by which it must be there."""
+        watch = Watch(SILENCE if lasts else ANSWER_TIMEOUT)
         try:
-            with self._http.stream(method, path, **asked) as response:
+            with watch, self._http.stream(method, path, extensions={"trace": watch}, **asked) as response:
+                response.stream = WatchedStream(response.stream, watch)
                 if response.headers.get("content-encoding", "identity") != "identity":
                     self._stranger()  # nobody asked for it, and it may grow without bound
                 if not response.is_success:
                     self._refused(response)
+                if lasts:
+                    watch.endure()
                 yield response
+        except WrongOwner as error:
+            raise RemoteError(
+                f"{self._address} is served by user {error.user}, who is neither you nor root; nothing was "
+                "sent to it. If that is the gate's own user, run this as that user"
+            ) from None
         except httpx.ConnectError as error:
             raise self._unreachable(error) from None
         except httpx.TransportError as error:
-            if isinstance(error, httpx.TimeoutException):
+            if watch.late or isinstance(error, httpx.TimeoutException):
                 message = f"the gate at {self._address} doesn't answer"
             else:
                 message = (
@@ -259,14 +278,11 @@ class Client:
         return self._parse(self._read(response))
 
     def _read(self, response: httpx.Response) -> bytes:
-        deadline = time.monotonic() + ANSWER_TIMEOUT
         body = bytearray()
         for chunk in response.iter_raw():
             body += chunk
             if len(body) > MAX_ANSWER:
                 raise RemoteError(f"{self._address} answers without end; is that a box-policy gate?")
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout("the answer dribbles")
         return bytes(body)
 
     def _parse(self, document: str | bytes) -> dict[str, Any]:
@@ -307,7 +323,7 @@ class Client:
     def _unreachable(self, error: httpx.ConnectError) -> RemoteError:
         number = _os_error(error)
         if number in (errno.EACCES, errno.EPERM):
-            message = f"{self._address}: permission denied; run this as the gate's own user, or as root"
+            message = f"{self._address}: permission denied; run this as the gate's own user"
         elif number in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ENOTSOCK):
             at = self._address
             message = (
@@ -317,31 +333,6 @@ class Client:
         else:
             message = f"{self._address}: {os.strerror(number) if number else printable(error)}"
         return RemoteError(message, transient=True)
-
-
-class _ShortEvents(httpx.SyncByteStream):
-    """A stream whose events end: nothing else bounds what is kept of one."""
-
-    def __init__(self, stream: httpx.SyncByteStream | httpx.AsyncByteStream) -> None:
-        if not isinstance(stream, httpx.SyncByteStream):
-            raise TypeError("the stream of a synchronous response")
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        kept = 0
-        before = b""
-        for chunk in self._stream:
-            text = before + chunk
-            # A blank line ends an event; it may be split between two chunks.
-            end = max(text.rfind(b"\n\n"), text.rfind(b"\n\r\n"))
-            kept = kept + len(chunk) if end < 0 else len(text) - end
-            before = text[-2:]
-            if kept > MAX_EVENT:
-                raise httpx.RemoteProtocolError("an event without end")
-            yield chunk
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 def policy_path(box: str) -> str:

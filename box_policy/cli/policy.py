@@ -148,7 +148,7 @@ def watch(
                 # Else the gate has gone: the stream breaks as well, and this is tried again once it is open.
                 continue
             if now is None:
-                typer.echo(f"box-policy: the gate has no box {name} now", err=True)
+                typer.echo(f"box-policy: the gate has no box {printable(name)} now", err=True)
             elif now != shown:
                 typer.echo(json.dumps(now) if as_json else _with_heading(now))
             shown = now

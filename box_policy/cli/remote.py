@@ -81,7 +81,7 @@ def default_address() -> str:
 
 def the_box(client: "Client", wanted: str | None) -> str:
     """The id of the box that is meant. Ends the command if there is none such."""
-    known = [str(box.get("id")) for box in client.boxes()]
+    known = [box["id"] for box in client.boxes()]
     if wanted is None:
         found = DEFAULT_BOX if DEFAULT_BOX in known else known[0] if len(known) == 1 else None
         reason = "which box? Name one with --box"

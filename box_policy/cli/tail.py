@@ -5,7 +5,7 @@ import select
 import stat
 import threading
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -17,6 +17,9 @@ from box_policy.policy.reasons import Reason
 
 if TYPE_CHECKING:
     from box_policy.cli.client import Client, News, Told
+
+_MAX_DURATION: Final = 1e12
+"""Seconds; more are none of a connection's, and JSON has numbers that no float holds."""
 
 
 def tail(
@@ -65,8 +68,8 @@ def tail(
     filters = [(key, str(value)) for key, values in chosen.items() for value in values or ()]
     end_with_reader()
     with gate(control, token_file) as client:
-        if box and not no_follow:
-            _say_who_is_missing(client, box)
+        if box:
+            _say_who_is_missing(client, box, follow=not no_follow)
         news = client.kept(filters, backlog=lines) if no_follow else client.follow(filters, backlog=lines)
         for told in records(news):
             if told is None:
@@ -155,9 +158,9 @@ def _traffic(record: Mapping[str, Any]) -> list[str]:
     """What went through, of a connection that has ended."""
     shown = []
     for key, word in (("bytes_up", "up"), ("bytes_down", "down")):
-        if isinstance(count := record.get(key), int) and 0 <= count < 1 << 63:
+        if type(count := record.get(key)) is int and 0 <= count < 1 << 63:
             shown.append(f"{_amount(count)} {word}")
-    if isinstance(seconds := record.get("duration"), int | float):
+    if isinstance(seconds := record.get("duration"), int | float) and 0 <= seconds < _MAX_DURATION:
         shown.append(f"{seconds:.3g} s")
     return [", ".join(shown)] if shown else []
 
@@ -169,11 +172,13 @@ def _amount(count: int) -> str:
     return f"{count} B"
 
 
-def _say_who_is_missing(client: "Client", wanted: list[str]) -> None:
-    """A box may come later. Whoever has mistyped its name should not wait for that."""
-    known = [str(box.get("id")) for box in client.boxes()]
+def _say_who_is_missing(client: "Client", wanted: list[str], *, follow: bool) -> None:
+    """A box may come later, or have gone and left records. Whoever has mistyped its name should not wait for
+    the one, nor take it for a box without records."""
+    known = [box["id"] for box in client.boxes()]
     if missing := [box for box in wanted if box not in known]:
-        typer.echo(f"box-policy: there is no box {listed(missing)} yet: {the_boxes_are(known)}", err=True)
+        there_is = f"there is no box {listed(missing)}{' yet' if follow else ''}"
+        typer.echo(f"box-policy: {there_is}: {the_boxes_are(known)}", err=True)
 
 
 def end_with_reader() -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import yaml
 
-from box_policy.policy.model import MAX_ISSUES, NetworkPolicy, PolicyError, PolicyIssue
+from box_policy.policy.model import MAX_ISSUES, MORE_ISSUES, NetworkPolicy, PolicyError, PolicyIssue
 from box_policy.policy.quoting import quoted
 
 MAX_BYTES = 8 * 1024 * 1024
@@ -94,7 +94,10 @@ def parse_document(text: str | bytes, *, name: str) -> NetworkPolicy:
             if issue.location not in reported
         ]
     if issues:
-        raise DocumentError(name, sorted(issues, key=lambda issue: (issue.line, issue.column)))
+        # What says that there are more stands last; its place is that of the whole policy.
+        raise DocumentError(
+            name, sorted(issues, key=lambda issue: (issue.message == MORE_ISSUES, issue.line, issue.column))
+        )
     return policy
 
 

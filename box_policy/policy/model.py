@@ -4,9 +4,9 @@ The forms are those of two hosted products. Upstash Box writes ``mode`` and thre
 or camelCase; Vercel Sandbox writes ``allow`` and ``subnets``. Both also accept a bare mode.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    Strict,
+    SkipValidation,
     Tag,
     ValidationError,
     ValidationInfo,
@@ -23,6 +23,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails
 
 from box_policy.policy.addresses import canonical_cidr
 from box_policy.policy.complaints import explain
@@ -35,8 +36,14 @@ type Kind = Literal["allow-all", "deny-all", "allowlist", "denylist"]
 
 MAX_ENTRIES = 250_000
 """Most entries of one list."""
+MAX_LENGTH = 2_048
+"""Most characters of an entry that is looked at. Names end at 253; a URL pasted by mistake may be longer."""
+MAX_KEYS = 20
+"""Most keys of one mapping, known or not; all spellings of all forms together are fewer."""
 MAX_ISSUES = 1_000
-"""Most issues that one error lists; a last one tells how many there are besides."""
+"""Most issues that one error lists. If there are more, a last one says so."""
+MORE_ISSUES = "and more issues"
+"""The message of that last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +77,69 @@ class PolicyError(ValueError):
         return "\n".join(map(str, self.issues))
 
 
-def _unique(entries: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(entries))
-
-
 def _vercel_pattern(text: str) -> str:
     return text if text == "*" else canonical_pattern(text)
 
 
-def _no_rules(rules: list[Any]) -> list[Any]:
-    if rules:
-        raise ValueError(
-            "rules for a domain (transform, forwardURL, response, match) need decrypted traffic and are not "
-            "supported; write [] to allow the domain"
-        )
-    return rules
+def _wrong(message: str, entry: object, step: str | int) -> InitErrorDetails:
+    # The message alone: an exception would keep its traceback, and all that the frames in it hold.
+    return InitErrorDetails(type="value_error", loc=(step,), input=entry, ctx={"error": message})
+
+
+def _unreadable(entry: object, step: str | int) -> InitErrorDetails:
+    if isinstance(entry, str):
+        return _wrong(f"{quoted(entry)} is longer than {MAX_LENGTH:,} characters", entry, step)
+    return InitErrorDetails(type="string_type", loc=(step,), input=entry)
+
+
+# Entries are judged in loops of our own: pydantic would make an error, with an exception, of every wrong one
+# before anybody could say that it is enough; and only the right ones count for its bound of a list.
+def _each(canonical: Callable[[str], str]) -> Callable[[tuple[object, ...]], tuple[str, ...]]:
+    """A validator of lists: every entry in its canonical form, once."""
+
+    def check(entries: tuple[object, ...]) -> tuple[str, ...]:
+        kept: list[str] = []
+        issues: list[InitErrorDetails] = []
+        for entry in entries:
+            try:
+                if isinstance(entry, str) and len(entry) <= MAX_LENGTH:
+                    kept.append(canonical(entry))
+                    continue
+                issue = _unreadable(entry, len(kept) + len(issues))
+            except ValueError as error:
+                issue = _wrong(str(error), entry, len(kept) + len(issues))
+            issues.append(issue)
+            if len(issues) > MAX_ISSUES:
+                break
+        if issues:
+            raise ValidationError.from_exception_data("list", issues)
+        return tuple(dict.fromkeys(kept))
+
+    return check
+
+
+def _without_rules(domains: dict[object, object]) -> dict[str, tuple[()]]:
+    """A validator of mappings from domains to lists of rules, each of them empty."""
+    kept: list[str] = []
+    issues: list[InitErrorDetails] = []
+    for domain, rules in domains.items():
+        step = domain if isinstance(domain, str | int) else repr(domain)
+        try:
+            if isinstance(domain, str) and len(domain) <= MAX_LENGTH:
+                kept.append(_vercel_pattern(domain))
+            else:
+                issues.append(_unreadable(domain, step))
+        except ValueError as error:
+            issues.append(_wrong(str(error), domain, step))
+        if not isinstance(rules, list | tuple):
+            issues.append(InitErrorDetails(type="list_type", loc=(step,), input=rules))
+        elif rules:
+            issues.append(_wrong(_NO_RULES, rules, step))
+        if len(issues) > MAX_ISSUES:
+            break
+    if issues:
+        raise ValidationError.from_exception_data("mapping", issues)
+    return dict.fromkeys(kept, ())
 
 
 def _list_or_map(value: object) -> str | None:
@@ -93,35 +148,56 @@ def _list_or_map(value: object) -> str | None:
     return "list" if isinstance(value, list | tuple) else None
 
 
-type _Entries[Entry] = Annotated[tuple[Entry, ...], Field(max_length=MAX_ENTRIES), AfterValidator(_unique)]
-type _Domain = Annotated[str, Strict(), AfterValidator(canonical_pattern)]
-type _Cidr = Annotated[str, Strict(), AfterValidator(canonical_cidr)]
-type _VercelDomain = Annotated[str, Strict(), AfterValidator(_vercel_pattern)]
-type _VercelRules = Annotated[
-    list[Any], AfterValidator(_no_rules), WithJsonSchema({"type": "array", "maxItems": 0})
-]
+_NO_RULES = (
+    "rules for a domain (transform, forwardURL, response, match) need decrypted traffic and are not "
+    "supported; write [] to allow the domain"
+)
+
+type _Entries[Entry] = Annotated[tuple[Entry, ...], Field(max_length=MAX_ENTRIES)]
+type _Domain = Annotated[str, SkipValidation]
+type _Cidr = Annotated[str, SkipValidation]
+type _VercelDomain = Annotated[str, SkipValidation]
+type _VercelRules = Annotated[tuple[()], SkipValidation, WithJsonSchema({"type": "array", "maxItems": 0})]
+
+_DOMAINS = AfterValidator(_each(canonical_pattern))
+_CIDRS = AfterValidator(_each(canonical_cidr))
+_VERCEL_DOMAINS = AfterValidator(_each(_vercel_pattern))
 
 
-class VercelSubnets(BaseModel):
-    """``subnets`` of the Vercel form."""
+class _Form(BaseModel):
+    """A mapping of few keys, all of them known."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    allow: _Entries[_Cidr] | None = None
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, value: object) -> object:
+        if isinstance(value, Mapping) and len(value) > MAX_KEYS:
+            raise ValueError(f"more than {MAX_KEYS} keys, most of them unknown")
+        return value
+
+
+class VercelSubnets(_Form):
+    """``subnets`` of the Vercel form."""
+
+    allow: Annotated[_Entries[_Cidr], _CIDRS] | None = None
     """Address ranges that any TCP protocol may reach without a name."""
-    deny: _Entries[_Cidr] | None = None
+    deny: Annotated[_Entries[_Cidr], _CIDRS] | None = None
     """Address ranges that nothing reaches, whatever allows it."""
 
 
-class VercelPolicy(BaseModel):
+class VercelPolicy(_Form):
     """The Vercel form: always an allowlist, unless ``allow`` holds ``*``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     allow: (
         Annotated[
-            Annotated[_Entries[_VercelDomain], Tag("list")]
-            | Annotated[dict[_VercelDomain, _VercelRules], Field(max_length=MAX_ENTRIES), Tag("map")],
+            Annotated[_Entries[_VercelDomain], _VERCEL_DOMAINS, Tag("list")]
+            | Annotated[
+                dict[_VercelDomain, _VercelRules],
+                Field(max_length=MAX_ENTRIES),
+                AfterValidator(_without_rules),
+                Tag("map"),
+            ],
             Discriminator(_list_or_map),
         ]
         | None
@@ -146,22 +222,20 @@ class VercelPolicy(BaseModel):
         }
 
 
-class NetworkPolicy(BaseModel):
+class NetworkPolicy(_Form):
     """What a box may connect to. Immutable; every accepted form validates to it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     mode: Mode
     """``allow-all``, ``deny-all``, or ``custom`` with lists."""
-    allowed_domains: _Entries[_Domain] | None = Field(
+    allowed_domains: Annotated[_Entries[_Domain], _DOMAINS] | None = Field(
         None, validation_alias=AliasChoices(*SPELLINGS["allowed_domains"])
     )
     """Host names, and ``*.`` patterns for every name below one."""
-    allowed_cidrs: _Entries[_Cidr] | None = Field(
+    allowed_cidrs: Annotated[_Entries[_Cidr], _CIDRS] | None = Field(
         None, validation_alias=AliasChoices(*SPELLINGS["allowed_cidrs"])
     )
     """Address ranges that any TCP protocol may reach without a name."""
-    denied_cidrs: _Entries[_Cidr] | None = Field(
+    denied_cidrs: Annotated[_Entries[_Cidr], _CIDRS] | None = Field(
         None, validation_alias=AliasChoices(*SPELLINGS["denied_cidrs"])
     )
     """Address ranges that nothing reaches, whatever allows it."""
@@ -208,7 +282,7 @@ class NetworkPolicy(BaseModel):
             details = error.errors(include_url=False)
         issues = [PolicyIssue(*explain(detail, value)) for detail in details[:MAX_ISSUES]]
         if len(details) > MAX_ISSUES:
-            issues.append(PolicyIssue((), f"and {len(details) - MAX_ISSUES} more issues"))
+            issues.append(PolicyIssue((), MORE_ISSUES))
         raise PolicyError(issues)
 
     def canonical(self) -> dict[str, object]:

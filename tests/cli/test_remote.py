@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,11 +17,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from box_policy.cli import client
+from box_policy.cli import client, connection
 from box_policy.cli.client import Broken, Client, Opened, Told
 from box_policy.cli.main import app
 from box_policy.cli.remote import default_address
 from box_policy.control.http.address import parse_control_address
+from box_policy.gate import mode
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
@@ -50,12 +52,17 @@ class Odd:
         self._cleanup = cleanup
         self.asked: list[bytes] = []
 
-    def __call__(self, *answers: bytes, then: str = "close") -> str:
-        """Answer a request each, the last one for ever; and then close, wait, or repeat the answer's end for
-        as long as the client reads. Returns the address."""
+    def __call__(self, *answers: bytes, then: str = "close", user: int = -1) -> str:
+        """Answer a request each, the last one for ever; and then close, wait, or repeat the answer's end
+        (or dribble it) for as long as the client reads. Returns the address."""
         listener = self._cleanup.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(self._path))
-        listener.listen()
+        before = os.geteuid()
+        os.seteuid(user if user >= 0 else before)
+        try:
+            listener.listen()
+        finally:
+            os.seteuid(before)
         thread = threading.Thread(target=self._serve, args=(listener, answers, then))
         thread.start()
         self._cleanup.callback(thread.join)
@@ -70,12 +77,18 @@ class Odd:
                 with connection, contextlib.suppress(OSError):
                     asked = b""
                     while b"\r\n\r\n" not in asked:
-                        asked += connection.recv(65536)
+                        received = connection.recv(65536)
+                        if not received:
+                            raise ConnectionError
+                        asked += received
                     answer = answers[min(len(self.asked), len(answers) - 1)]
                     self.asked.append(asked)
                     connection.sendall(answer)
                     while then == "repeat":
                         connection.sendall(answer[-65536:])
+                    while then == "dribble":
+                        connection.sendall(answer[-1:])
+                        time.sleep(0.01)
                     if then == "wait":
                         connection.recv(1)
 
@@ -119,8 +132,46 @@ class TestTheAddress:
         monkeypatch.setattr(socket.socket, "connect", connect)
         assert said("status", "--control", f"{tmp_path}/gate.sock") == (
             1,
-            f"unix:{tmp_path}/gate.sock: permission denied; run this as the gate's own user, or as root",
+            f"unix:{tmp_path}/gate.sock: permission denied; run this as the gate's own user",
         )
+
+    def test_a_socket_that_somebody_else_serves(self, odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They might be after the token, or after what a policy says of those who wrote it."""
+        address = odd(HEAD + b"\r\n{}")
+        peer = struct.pack("3i", 1, 4242, 4242)
+        monkeypatch.setattr(socket.socket, "getsockopt", lambda *_: peer)
+        assert said("policy", "get", "--control", address) == (
+            1,
+            f"unix:{address} is served by user 4242, who is neither you nor root; nothing was sent to it. "
+            "If that is the gate's own user, run this as that user",
+        )
+        assert odd.asked == []
+        monkeypatch.setattr(os, "geteuid", lambda: 4242)
+        assert "is no box-policy gate" in said("policy", "get", "--control", address)[1]
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can be somebody else")
+    def test_the_kernel_says_who_serves_it(self, odd: Odd) -> None:
+        # The kernel keeps the credentials with which it began to listen.
+        address = odd(HEAD + b"\r\n{}", user=4242)
+        assert "is served by user 4242" in said("policy", "get", "--control", address)[1]
+        assert odd.asked == []
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="root alone may use the gate of another user")
+    def test_root_may_use_the_gate_of_whoever_owns_the_directory(
+        self, odd: Odd, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        address = odd(HEAD + b"\r\n{}")
+        monkeypatch.setattr(socket.socket, "getsockopt", lambda *_: struct.pack("3i", 1, 4242, 4242))
+        stat = Path.stat
+
+        def owned(path: Path, **options: bool) -> os.stat_result:
+            status = stat(path, **options)
+            return (
+                os.stat_result((*status[:4], 4242, *status[5:10])) if path == Path(address).parent else status
+            )
+
+        monkeypatch.setattr(Path, "stat", owned)
+        assert "is no box-policy gate" in said("policy", "get", "--control", address)[1]
 
     @pytest.mark.parametrize(
         "address", ["gate", "localhost:9090", "0.0.0.0:9090", "unix:relative", "/x" * 200]
@@ -201,6 +252,28 @@ class TestWhoIsNoGate:
         monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.05)
         assert "doesn't answer" in said("status", "--control", odd(HEAD + b"\r\n ", then="repeat"))[1]
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"HTTP/1.1 200 OK\r\nX-Header: x",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n ",
+            b"HTTP/1.1 200 OK\r\n\r\n ",
+        ],
+    )
+    def test_one_that_is_never_late_with_the_next_byte(
+        self, odd: Odd, answer: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.3)
+        address = odd(answer, then="dribble")
+        assert said("status", "--control", address) == (1, f"the gate at unix:{address} doesn't answer")
+
+    def test_one_that_only_says_go_on(self, odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.3)
+        monkeypatch.setattr(client, "SILENCE", 0.3)
+        address = odd(b"HTTP/1.1 100 Continue\r\n\r\n", then="repeat")
+        for command in (["status"], ["tail"], ["tail", "--no-follow"]):
+            assert said(*command, "--control", address) == (1, f"the gate at unix:{address} doesn't answer")
+
     def test_one_that_answers_without_end(self, odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(client, "MAX_ANSWER", 1 << 20)
         assert (
@@ -217,6 +290,21 @@ class TestWhoIsNoGate:
         boxes, head = HEAD + b'\r\n{"boxes": [{"id": "b"}]}', HEAD + b"ETag: " + tag + b"\r\n\r\n"
         address = odd(boxes, head + b'{"mode": "deny-all"}')
         assert "is no box-policy gate" in said("policy", "get", "--control", address)[1]
+
+    @pytest.mark.parametrize(
+        "box", ["\x1b]0;pwned", "\ud800", "", "a/b", "-x", None, 1, ["b"], "b" * 65, "b\n"]
+    )
+    def test_a_box_whose_id_is_none(self, odd: Odd, box: object) -> None:
+        address = odd(HEAD + b"\r\n" + json.dumps({"boxes": [{"id": box}]}).encode())
+        for command in (["policy", "get"], ["policy", "watch"], ["tail", "--box", "b"]):
+            assert "is no box-policy gate" in said(*command, "--control", address)[1]
+
+    @pytest.mark.parametrize("generation", ["true", "1.0", '"1"', "null"])
+    def test_a_generation_that_is_no_number(self, odd: Odd, generation: str) -> None:
+        boxes = HEAD + b'\r\n{"boxes": [{"id": "b"}]}'
+        address = odd(boxes, HEAD + f'\r\n{{"generation": {generation}}}'.encode())
+        line = said("policy", "set", "--deny-all", "--control", address)[1]
+        assert "is no box-policy gate" in line
 
     @pytest.mark.parametrize("option", ["--yaml", "--json"])
     def test_a_policy_that_has_no_bottom(self, odd: Odd, option: str) -> None:
@@ -262,10 +350,23 @@ class TestTheStream:
 
     def test_many_events_are_no_long_one(self, odd: Odd) -> None:
         event = b'id: 0-1\r\ndata: {"event":"policy"}\r\n\r\n'
-        address = odd(STREAM + b": \n\n" + event * (2 * client.MAX_EVENT // len(event)))
+        address = odd(STREAM + b": \n\n" + event * (2 * connection.MAX_EVENT // len(event)))
         result = box_policy("tail", "--no-follow", "--json", "--control", address)
         assert result.exit_code == 0
-        assert result.stdout.count("\n") == 2 * client.MAX_EVENT // len(event)
+        assert result.stdout.count("\n") == 2 * connection.MAX_EVENT // len(event)
+
+    @pytest.mark.parametrize("charset", [b"hex", b"utf-16", b"idna", b"none"])
+    def test_is_utf_8_whatever_its_head_says(self, odd: Odd, charset: bytes) -> None:
+        head = STREAM.replace(b"event-stream", b"event-stream; charset=" + charset)
+        address = odd(head + b'data: {"event":"policy"}\n\n')
+        shown = box_policy("tail", "--no-follow", "--json", "--control", address)
+        assert (shown.stdout, shown.exit_code) == ('{"event":"policy"}\n', 0)
+
+    @pytest.mark.parametrize("number", ["true", "1" + "0" * 400, "-1", "1e308", "1e999", '"1"', "[]"])
+    def test_records_with_numbers_that_are_none(self, odd: Odd, number: str) -> None:
+        record = f'{{"event":"end","bytes_up":{number},"duration":{number}}}'
+        result = box_policy("tail", "--no-follow", "--control", odd(STREAM + f"data: {record}\n\n".encode()))
+        assert (result.exit_code, result.stdout.count("\n"), result.stderr) == (0, 1, "")
 
     def test_records_move_no_cursor(self, odd: Odd) -> None:
         record = {
@@ -361,6 +462,10 @@ def test_a_policy_whose_fate_is_unknown(odd: Odd, monkeypatch: pytest.MonkeyPatc
     address = parse_control_address(odd(b"", then="wait"))
     with Client(address) as gate, pytest.raises(client.RemoteError, match="may be in force or not"):
         gate.put_policy("b", {"mode": "deny-all"})
+
+
+def test_the_ids_of_boxes_are_those_of_the_gate() -> None:
+    assert client.BOX_ID == mode.BOX_ID
 
 
 def test_who_speaks_to_no_gate_does_not_wait_for_what_does() -> None:

@@ -188,6 +188,18 @@ class TestLive:
         gate.tell(decision("x.test"), decision("y.test", box="wed"))
         assert json.loads(command.line())["name"] == "y.test"
 
+    def test_a_box_that_is_not_there_is_named_although_nothing_is_followed(self, gate: Gate) -> None:
+        gate.tell(decision("x.test"), decision("gone.test", box="gone"))
+        result = tail(gate, "--json", "--box", "wed", "--box", "default", "--event", "decision")
+        assert names(result) == ["x.test"]
+        assert (result.exit_code, result.stderr) == (
+            0,
+            "box-policy: there is no box wed: the boxes are default\n",
+        )
+        gone = tail(gate, "--json", "--box", "gone")
+        assert names(gone) == ["gone.test"]
+        assert "there is no box gone" in gone.stderr
+
     @pytest.mark.parametrize("backlog", [0, 5])
     def test_a_broken_connection_loses_and_repeats_nothing(
         self, gate: Gate, start: Start, backlog: int

@@ -1,6 +1,8 @@
 """Which forms of policy are accepted, what they mean, and what is refused with which words."""
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from box_policy.policy.model import MAX_ENTRIES, MAX_ISSUES, NetworkPolicy, PolicyError, PolicyIssue
+from box_policy.policy.model import (
+    MAX_ENTRIES,
+    MAX_ISSUES,
+    MAX_KEYS,
+    MAX_LENGTH,
+    MORE_ISSUES,
+    NetworkPolicy,
+    PolicyError,
+    PolicyIssue,
+)
 
 from .strategies import policies, vercel_policies
 
@@ -300,13 +311,91 @@ def test_an_issue_names_its_place() -> None:
     assert str(PolicyIssue((), "wrong")) == "wrong"
 
 
-def test_a_list_is_bounded_and_so_are_the_issues() -> None:
-    entries = [f"h{index}.test" for index in range(MAX_ENTRIES + 1)]
-    assert "more than 250,000 entries" in refusal({"mode": "custom", "allowed_domains": entries})
-    with pytest.raises(PolicyError) as caught:
-        NetworkPolicy.parse({"mode": "custom", "allowed_domains": ["-"] * (MAX_ISSUES + 5)})
-    assert len(caught.value.issues) == MAX_ISSUES + 1
-    assert str(caught.value.issues[-1]) == "and 5 more issues"
+class TestBounds:
+    """What an author, or a stranger, can send at most costs a moment and a page of issues."""
+
+    @pytest.mark.parametrize("entry", ["", "x.test", 1, None, {}, []])
+    @pytest.mark.parametrize(
+        ("key", "form"),
+        [
+            ("allowed_domains", lambda entries: {"mode": "custom", "allowed_domains": entries}),
+            ("denied_cidrs", lambda entries: {"mode": "custom", "denied_cidrs": entries}),
+            ("allow", lambda entries: {"allow": entries}),
+            ("subnets.deny", lambda entries: {"subnets": {"deny": entries}}),
+        ],
+    )
+    def test_of_a_list_that_is_too_long_no_entry_is_judged(
+        self, key: str, form: Callable[[object], object], entry: object
+    ) -> None:
+        started = time.process_time()
+        assert refusal(form([entry] * 4_000_000)) == f"{key}: more than 250,000 entries"
+        assert time.process_time() - started < 2
+
+    def test_nor_of_a_mapping(self) -> None:
+        domains = {f"-{index}": 1 for index in range(MAX_ENTRIES + 1)}
+        assert refusal({"allow": domains}) == "allow: more than 250,000 entries"
+
+    @pytest.mark.parametrize(
+        "written",
+        [
+            {"mode": "custom", "allowed_domains": ["-"] * MAX_ENTRIES},
+            {"mode": "custom", "denied_cidrs": ["x/33"] * MAX_ENTRIES},
+            {"mode": "custom", "denied_cidrs": [1] * MAX_ENTRIES},
+            {"mode": "custum", "allowed_domains": [1] * MAX_ENTRIES, "allowed_cidrs": [1] * MAX_ENTRIES},
+            {"mode": "deny-all", "allowed_domains": ["-"] * MAX_ENTRIES, "denied_cidrs": ["-"] * MAX_ENTRIES},
+            {
+                "allow": ["-"] * MAX_ENTRIES,
+                "subnets": {"allow": [1] * MAX_ENTRIES, "deny": [1] * MAX_ENTRIES},
+            },
+            {"allow": {f"-{index}": 1 for index in range(MAX_ENTRIES)}},
+            {"allow": {f"h{index}.test": [1] for index in range(MAX_ENTRIES)}},
+            {"allow": {index: [1] for index in range(MAX_ENTRIES)}},
+        ],
+        ids=lambda written: ",".join(written),
+    )
+    def test_of_wrong_entries_only_so_many_are_judged(self, written: object) -> None:
+        started = time.process_time()
+        with pytest.raises(PolicyError) as caught:
+            NetworkPolicy.parse(written)
+        assert time.process_time() - started < 2
+        assert len(caught.value.issues) == MAX_ISSUES + 1
+        assert caught.value.issues[-1] == PolicyIssue((), MORE_ISSUES)
+        assert MORE_ISSUES not in [issue.message for issue in caught.value.issues[:-1]]
+
+    def test_as_many_issues_as_one_error_lists_are_all(self) -> None:
+        with pytest.raises(PolicyError) as caught:
+            NetworkPolicy.parse({"mode": "custom", "allowed_domains": ["ok.test", "-"] * MAX_ISSUES})
+        assert [issue.location for issue in caught.value.issues] == [
+            ("allowed_domains", index) for index in range(1, 2 * MAX_ISSUES, 2)
+        ]
+
+    @pytest.mark.parametrize(
+        ("form", "where"),
+        [
+            (lambda keys: keys, ""),
+            (lambda keys: {"mode": "custom"} | keys, ""),
+            (lambda keys: {"allow": []} | keys, ""),
+            (lambda keys: {"subnets": keys}, "subnets: "),
+        ],
+    )
+    def test_a_mapping_of_many_keys_is_no_policy(
+        self, form: Callable[[dict[str, int]], object], where: str
+    ) -> None:
+        many = {f"mod{index}": 1 for index in range(700_000)}
+        assert refusal(form(many)) == f"{where}more than 20 keys, most of them unknown"
+        few = {f"mod{index}": 1 for index in range(MAX_KEYS - 2)}
+        assert refusal(form(few)).count("unknown key") == len(few)
+
+    @pytest.mark.parametrize("text", ["a.", "1.", ":", "*a", ":1", "http://", "ü", "xn--a."])
+    def test_an_entry_that_is_far_too_long_is_not_looked_at(self, text: str) -> None:
+        entry = text * (8 * 2**20 // len(text.encode()))
+        whole = "longer than 2,048 characters"
+        started = time.process_time()
+        assert whole in refusal({"mode": "custom", "allowed_domains": [entry]})
+        assert whole in refusal({"mode": "custom", "denied_cidrs": [entry]})
+        assert whole in refusal({"allow": {entry: []}})
+        assert time.process_time() - started < 2
+        assert whole not in refusal({"mode": "custom", "denied_cidrs": [entry[:MAX_LENGTH]]})
 
 
 def test_a_policy_is_accepted_as_itself_and_never_changes() -> None:
