@@ -1,5 +1,7 @@
 """The control API: policies, verdicts, records and numbers over HTTP."""
 
+import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -16,21 +18,33 @@ from box_policy.audit.metrics import CONTENT_TYPE, Metrics
 from box_policy.audit.records import MAX_DETAIL, Outcome, PolicyRecord, timestamp
 from box_policy.audit.sinks import Sink
 from box_policy.audit.stream import InvalidEventId, Reader, RecordStream
-from box_policy.control.http.answers import ApiError, internal_error, issues, json_response
-from box_policy.control.http.bodies import BODY_TIMEOUT, parse_if_match, parse_policy, read_json
+from box_policy.control.http.answers import (
+    ApiError,
+    internal_error,
+    issues,
+    json_response,
+    rendered_response,
+)
+from box_policy.control.http.bodies import BODY_TIMEOUT, Bodies, Body, parse_if_match
 from box_policy.control.http.events import Events
 from box_policy.control.http.explanations import explain
+from box_policy.control.http.json_text import render_json
 from box_policy.control.http.openapi import document
 from box_policy.control.http.pace import Pace
+from box_policy.control.http.protocol import DISPLACED
 from box_policy.control.http.queries import parse_query
 from box_policy.control.store import InForce, PolicyStore, StaleGenerationError, UnknownBoxError
+from box_policy.control.threads import in_thread
 from box_policy.gate.resolution import Resolution
-from box_policy.policy.model import PolicyError
+from box_policy.policy.model import NetworkPolicy, PolicyError
 
 log = logging.getLogger(__name__)
 
 MAX_STREAMS: Final = 16
 """Streams of records that are open at once."""
+
+_RENDERED_INLINE: Final = 1_000
+"""Entries of a policy that the loop writes as JSON, in about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +131,11 @@ class _Api:
         self._backend = backend
         self._store = backend.store
         self._max_streams = max_streams
-        self._body_timeout = body_timeout
+        self._bodies = Bodies(body_timeout)
         self._keep_alive = keep_alive
+        self._rendering = asyncio.Semaphore(1)
         self._streams: set[Events] = set()
+        self._displaced = 0
         self._started = time.time()
         self._started_monotonic = time.monotonic()
         self._refusals = Pace(burst=10, per_second=1)
@@ -129,6 +145,11 @@ class _Api:
         metrics.gauge("pending", "Connections without a verdict yet.", lambda: self._total().pending)
         metrics.gauge("streams", "Streams of records that are open.", lambda: len(self._streams))
         metrics.counter("records_lost", "Records that could not be written.", backend.records_lost)
+        metrics.counter(
+            "control_connections_displaced",
+            "Connections to this control endpoint that were ended, or refused, because there were too many.",
+            lambda: self._displaced,
+        )
 
     async def list_boxes(self, request: Request) -> Response:
         return json_response({"boxes": [_box_fields(box) for box in self._store]})
@@ -137,30 +158,35 @@ class _Api:
         if request.method == "PUT":
             return await self._put_policy(request)
         in_force = self._store.get(request.path_params["box"])
-        return json_response(in_force.policy.canonical(), headers=_entity_tag(in_force))
+        if _entries(in_force.policy) <= _RENDERED_INLINE:
+            return json_response(in_force.policy.canonical(), headers=_entity_tag(in_force))
+        async with self._rendering:
+            body = await in_thread(_render, in_force.policy)
+        return rendered_response(body, headers=_entity_tag(in_force))
 
     async def _put_policy(self, request: Request) -> Response:
         box = request.path_params["box"]
         self._store.get(box)  # before a body is read that nobody could use
         expected = parse_if_match(request.headers.getlist("if-match"))
-        body = await read_json(request, within=self._body_timeout)
+        async with self._bodies.read(request) as body:
+            policy = await self._parse(box, body)
+            # First, since it may take a while, and after the change nobody should wait.
+            rendered = await body.work(_render, policy)
+            try:
+                in_force = await self._store.put(box, policy, source="control", expected=expected)
+            except StaleGenerationError as error:
+                raise ApiError("generation_stale", str(error), generation=error.current) from None
+        answer = f'{{"box":{json.dumps(box)},"generation":{in_force.generation},"policy":{rendered}}}'
+        return rendered_response(answer, headers=_entity_tag(in_force))
+
+    async def _parse(self, box: str, body: Body) -> NetworkPolicy:
         try:
-            policy = await parse_policy(body.value, large=body.large)
+            return await body.work(NetworkPolicy.parse, body.value)
         except PolicyError as error:
             self._record_refusal(box, error)
             raise ApiError(
                 "policy_invalid", "the policy is not acceptable", issues=issues(error.issues)
             ) from None
-        try:
-            in_force = await self._store.put(box, policy, source="control", expected=expected)
-        except StaleGenerationError as error:
-            raise ApiError("generation_stale", str(error), generation=error.current) from None
-        shown = {
-            "box": box,
-            "generation": in_force.generation,
-            "policy": in_force.policy.canonical(),
-        }
-        return json_response(shown, headers=_entity_tag(in_force))
 
     async def status(self, request: Request) -> Response:
         boxes = []
@@ -192,8 +218,8 @@ class _Api:
         )
 
     async def explain(self, request: Request) -> Response:
-        body = await read_json(request, within=self._body_timeout)
-        return json_response(await explain(body, self._store, self._backend.resolve))
+        async with self._bodies.read(request) as body:
+            return json_response(await explain(body, self._store, self._backend.resolve))
 
     async def decisions(self, request: Request) -> Response:
         query = parse_query(request.scope["query_string"])
@@ -223,6 +249,7 @@ class _Api:
         return json_response({"status": "starting"}, 503)
 
     async def metrics(self, request: Request) -> Response:
+        self._displaced = request.scope.get("state", {}).get(DISPLACED, 0)
         return Response(self._backend.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     async def openapi(self, request: Request) -> Response:
@@ -235,14 +262,18 @@ class _Api:
     def _record_refusal(self, box: str, error: PolicyError) -> None:
         if not self._refusals.allows():
             return
-        detail = "; ".join(map(str, error.issues))[:MAX_DETAIL]
+        detail = "; ".join(map(str, error.issues))
         if held := self._refusals.take_held():
             detail = f"({held} refusals before this one have no record) {detail}"
         try:
             generation = self._store.get(box).generation
             self._backend.audit(
                 PolicyRecord(
-                    box=box, generation=generation, outcome=Outcome.REFUSED, source="control", detail=detail
+                    box=box,
+                    generation=generation,
+                    outcome=Outcome.REFUSED,
+                    source="control",
+                    detail=detail[:MAX_DETAIL],
                 )
             )
         except Exception:
@@ -259,6 +290,15 @@ def _box_fields(in_force: InForce) -> dict[str, object]:
         "source": in_force.source,
         "since": timestamp(in_force.since),
     }
+
+
+def _entries(policy: NetworkPolicy) -> int:
+    lists = (policy.allowed_domains, policy.allowed_cidrs, policy.denied_cidrs)
+    return sum(len(entries or ()) for entries in lists)
+
+
+def _render(policy: NetworkPolicy) -> str:
+    return render_json(policy.canonical())
 
 
 def _entity_tag(in_force: InForce) -> dict[str, str]:

@@ -25,7 +25,6 @@ from box_policy.control.files.policy_files import (
     list_files,
     name_of,
 )
-from box_policy.control.files.threads import in_daemon_thread
 from box_policy.control.files.trusted_file import SETTLE
 from box_policy.control.files.trusted_path import Trail
 from box_policy.control.files.watched_file import (
@@ -41,6 +40,7 @@ from box_policy.control.files.watched_file import (
 )
 from box_policy.control.policy_file import PolicyFileError, shortened, shown
 from box_policy.control.store import InForce, PolicyStore, UnknownBoxError
+from box_policy.control.threads import in_thread
 from box_policy.policy.rules import CompiledPolicy
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ class FileSource:
             self._agenda.everything = began + self._poll
         idle, names = 0.0, due.names or frozenset()
         if self._is_directory and due.listing:
-            names |= self._take_directory(await in_daemon_thread(list_files, self._path, self._files))
+            names |= self._take_directory(await in_thread(list_files, self._path, self._files))
             idle = time.monotonic() - began
         everything = due.names is None
         idle += await self._look(
@@ -253,7 +253,7 @@ class FileSource:
         """Look at files. Returns the seconds that went into those that are as they were."""
         idle = 0.0
         while names:
-            batch = await in_daemon_thread(examine_all, self._files, names, due, seconds=_BATCH)
+            batch = await in_thread(examine_all, self._files, names, due, seconds=_BATCH)
             names = names[batch.looked :]
             idle += batch.idle
             for found in batch.found:
@@ -342,7 +342,7 @@ class FileSource:
     async def _follow(self) -> bool:
         """Watch whatever leads to the files now. Returns whether the watch is a new one."""
         if self._strayed:
-            self._leading = await in_daemon_thread(_joined, self._files.trails())
+            self._leading = await in_thread(_joined, self._files.trails())
             self._strayed = False
         root = {} if self._root is None else dict([self._root])
         return await self._watch.follow(root | self._leading.directories)

@@ -4,7 +4,6 @@ The store belongs to the event loop: a change is made in one step, between two e
 serialised, nobody sees half of one, and what was acknowledged last is what is in force.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -13,6 +12,7 @@ from typing import Final, Protocol
 
 from box_policy.audit.records import Outcome, PolicyRecord
 from box_policy.audit.sinks import Audit
+from box_policy.control.threads import in_thread
 from box_policy.policy.model import NetworkPolicy
 from box_policy.policy.rules import CompiledPolicy
 
@@ -124,7 +124,7 @@ class PolicyStore:
         lists = (policy.allowed_domains, policy.allowed_cidrs, policy.denied_cidrs)
         if sum(len(entries or ()) for entries in lists) <= _COMPILED_INLINE:
             return self._enforcer.compile(policy)
-        return await asyncio.to_thread(self._enforcer.compile, policy)
+        return await in_thread(self._enforcer.compile, policy)
 
     async def put(
         self,

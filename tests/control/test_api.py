@@ -188,6 +188,27 @@ class TestPutting:
         assert error(response)["code"] == "precondition_invalid"
         assert in_force(control.world)[1] == 1
 
+    @pytest.mark.parametrize(
+        ("query", "headers", "code"),
+        [
+            ("?dry_run=true", {}, "query_invalid"),
+            ("", {"If-None-Match": "*"}, "precondition_invalid"),
+            ("", {"If-Modified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}, "precondition_invalid"),
+            ("", {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}, "precondition_invalid"),
+            ("", {"Content-Range": "bytes 0-3/10"}, "body_invalid"),
+        ],
+        ids=str,
+    )
+    async def test_nothing_that_a_client_says_is_left_unheard(
+        self, control: Control, query: str, headers: dict[str, str], code: str
+    ) -> None:
+        response = await control.client.put(POLICY + query, json=ALLOWLIST, headers=headers)
+        assert error(response)["code"] == code
+        assert in_force(control.world)[1] == 1
+        question = {"box": BOX, "targets": ["x.test:1"]}
+        response = await control.client.post("/v1/explain" + query, json=question, headers=headers)
+        assert error(response)["code"] == code
+
     async def test_several_preconditions_are_one_list(self, control: Control) -> None:
         headers = [("If-Match", '"7"'), ("If-Match", '"1"')]
         response = await control.client.put(POLICY, json=ALLOWLIST, headers=headers)
@@ -264,6 +285,9 @@ class TestRefusing:
             b'{"a":' * 100_000,
             b'"' + b'\\"' * 1_000_000,
             b'"\n"',
+            b'"' + b"x" * 20_000 + b'"',
+            b"[" + b"1," * 1_000_001 + b"1]",
+            b"{" + b",".join(b'"%x":1' % number for number in range(250_001)) + b"}",
         ],
         ids=lambda body: f"{body[:24]!r}",
     )

@@ -138,6 +138,11 @@ class TestFilters:
     async def test_what_passes(self, control: Control, query: str, connections: list[int]) -> None:
         assert await backlog(control, query) == connections
 
+    async def test_a_name_in_unicode_is_told_its_ascii_form(self, control: Control) -> None:
+        response = await control.client.get("/v1/decisions", params={"name": "*.B\u00dccher.example"})
+        assert error(response)["code"] == "query_invalid"
+        assert "write it as *.xn--bcher-kva.example" in error(response)["message"]
+
     @pytest.mark.parametrize(
         "query",
         [

@@ -5,6 +5,7 @@ import json
 import httpx
 import pytest
 
+from box_policy.policy.model import MAX_ISSUES
 from tests.control.conftest import BOX, POLICY, Control
 from tests.control.test_api import ALLOWLIST, JSON, error, in_force
 
@@ -78,6 +79,15 @@ class TestExplaining:
         (issue,) = error(response)["issues"]
         assert response.status_code == 422
         assert issue["location"] == location
+
+    async def test_more_unknown_keys_than_are_worth_telling(self, control: Control) -> None:
+        question = {f"{number:x}": 1 for number in range(50_000)} | {"y" * 5000: 1, "targets": ["x.test:1"]}
+        response = await self.ask(control, box=BOX, **question)
+        issues = error(response)["issues"]
+        assert len(issues) == MAX_ISSUES + 1
+        assert issues[-1]["message"] == f"and {50_001 - MAX_ISSUES} more unknown keys"
+        response = await self.ask(control, box=BOX, targets=["x.test:1"], **{"y" * 5000: 1})
+        assert len(error(response)["issues"][0]["location"][0]) < 300
 
     async def test_an_unknown_box(self, control: Control) -> None:
         assert error(await self.ask(control, box="nobody", targets=["x.test:1"]))["code"] == "box_unknown"

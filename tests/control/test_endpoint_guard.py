@@ -2,13 +2,10 @@
 
 import asyncio
 import sys
-from pathlib import Path
 
-import httpx
 import pytest
 
 from box_policy.control.endpoint import TcpAddress, UnixAddress
-from box_policy.control.http.guard import Guard
 from tests.control.conftest import POLICY, TOKEN, Control, MakeControl
 from tests.control.test_api import error
 from tests.control.test_endpoint import LOOPBACK, LOOPBACK6
@@ -41,7 +38,7 @@ class TestToken:
             [f"Authorization: Bearer {TOKEN}x"],
             [f"Authorization: Bearer {TOKEN.upper()}"],
             [f"Authorization: Bearer {TOKEN}, Bearer {TOKEN}"],
-            ["Authorization: Bearer " + "x" * 60_000],
+            ["Authorization: Bearer " + "x" * 8_000],
             ["Authorization: Bearer \xe9\xff" + TOKEN[2:]],
             [f"Authorization: Bearer {TOKEN}"] * 2,
             [f"Authorization: Bearer {TOKEN}", "Authorization: Bearer wrong"],
@@ -259,11 +256,3 @@ class TestPeers:
 
         control = make_control(foreign=broken)
         assert error(await control.client.get(POLICY))["code"] == "peer_refused"
-
-    async def test_a_server_that_did_not_ask(self, make_control: MakeControl) -> None:
-        async def app(*_: object) -> None:
-            raise AssertionError("let through")
-
-        transport = httpx.ASGITransport(Guard(app, UnixAddress(Path("/x")), None))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            assert error(await client.get(POLICY))["code"] == "peer_refused"

@@ -15,8 +15,8 @@ import pytest
 from box_policy.control import file_source
 from box_policy.control.files import policy_files, trusted_file
 from box_policy.control.files.agenda import Agenda, Due
-from box_policy.control.files.threads import in_daemon_thread
 from box_policy.control.policy_file import examine
+from box_policy.control.threads import in_thread
 from box_policy.policy.document import parse_document
 from box_policy.policy.model import NetworkPolicy
 from tests.control.gate_with_files import (
@@ -333,5 +333,5 @@ async def test_what_fails_in_a_thread_is_raised(path: Path) -> None:
         raise ValueError(number)
 
     with pytest.raises(ValueError, match="7"):
-        await in_daemon_thread(fail, 7)
-    assert await in_daemon_thread(len, [1, 2]) == 2
+        await in_thread(fail, 7)
+    assert await in_thread(len, [1, 2]) == 2

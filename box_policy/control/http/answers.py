@@ -1,6 +1,5 @@
 """Answers of the API: JSON, and errors that all have one form."""
 
-import asyncio
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -15,19 +14,23 @@ from box_policy.policy.model import PolicyIssue
 
 log = logging.getLogger(__name__)
 
-_SAFE_HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
-_CLOSE: Final = (b"connection", b"close")
-_LINGER: Final = 2.0
-"""Seconds for which a body that nobody wants is still taken in."""
-_LINGER_SIZE: Final = 16 * 1024 * 1024
-"""Bytes of it."""
+SAFE_HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+"""What each answer has."""
+CLOSE: Final = (b"connection", b"close")
+"""What an answer has after which the connection ends."""
+
+_MAX_STEP: Final = 256
+"""Characters of a key that are repeated to who sent it."""
 
 
 ERRORS: Final = {
-    "http_invalid": (400, "Not HTTP/1.1, or a head of more than 64 KiB."),
-    "body_invalid": (400, "The body is not JSON that means one thing, or is nested too deeply."),
+    "http_invalid": (
+        400,
+        "Not HTTP/1.1, or a head of more than 16 KiB or 100 lines, or tiny chunks.",
+    ),
+    "body_invalid": (400, "The body is not JSON that means one thing, or is a part, or nested too deeply."),
     "query_invalid": (400, "An unknown key or value in the query, or a last event id that is none."),
-    "precondition_invalid": (400, "If-Match can't be read."),
+    "precondition_invalid": (400, "If-Match can't be read; or a precondition other than it."),
     "unauthorized": (401, "The token is missing, or wrong."),
     "origin_refused": (403, "The request has an Origin: it comes from a web page."),
     "peer_refused": (403, "The peer may not control the gate: another user, or a box."),
@@ -42,6 +45,7 @@ ERRORS: Final = {
     "policy_invalid": (422, "The policy is not acceptable. The one in force stays."),
     "request_invalid": (422, "The question can't be answered as it is."),
     "too_many_streams": (429, "As many streams are open as there may be."),
+    "busy": (503, "Other large bodies were worked on for as long as one may wait."),
     "internal_error": (500, "The gate has failed. Its log says why."),
 }
 """Every error: its code, its status, and what it means."""
@@ -67,13 +71,21 @@ class ApiError(Exception):
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer in JSON. Pure ASCII: what a stranger wrote, even half a surrogate pair, can be shown."""
-    body = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return rendered_response(json.dumps(value, separators=(",", ":"), allow_nan=False), status, headers)
+
+
+def rendered_response(body: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that is JSON already."""
     return Response(body, status, headers, media_type="application/json")
 
 
 def issues(found: Iterable[PolicyIssue], *, under: tuple[str | int, ...] = ()) -> list[dict[str, object]]:
     """Issues ready for JSON; ``under`` is where the policy stands in the body."""
-    return [{"location": [*under, *issue.location], "message": issue.message} for issue in found]
+    return [{"location": [*under, *map(_shown, issue.location)], "message": issue.message} for issue in found]
+
+
+def _shown(step: str | int) -> str | int:
+    return f"{step[:_MAX_STEP]}..." if isinstance(step, str) and len(step) > _MAX_STEP else step
 
 
 def internal_error() -> ApiError:
@@ -99,7 +111,6 @@ class Answering:
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             for name, value in scope["headers"]
         )
-        continued = any(name == b"expect" for name, _ in scope["headers"])
         started = complete = False
 
         async def receive_counted() -> Message:
@@ -113,12 +124,8 @@ class Answering:
             nonlocal started, complete
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), *_SAFE_HEADERS, *([_CLOSE] * unread)]
+                message["headers"] = [*message.get("headers", ()), *SAFE_HEADERS, *([CLOSE] * unread)]
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if complete and unread and not continued:
-                await send({**message, "more_body": True})
-                await _discard_body(receive)
-                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
@@ -132,21 +139,3 @@ class Answering:
                 await internal_error().response()(scope, receive, send_safely)
             elif not complete:
                 raise  # half an answer: the server closes the connection
-
-
-async def _discard_body(receive: Receive) -> None:
-    """Take in what the client is still sending.
-
-    To close a socket that holds unread data resets the connection, and many a client that is reset never
-    looks at the answer that it was sent before.
-    """
-    discarded = 0
-    try:
-        async with asyncio.timeout(_LINGER):
-            while discarded < _LINGER_SIZE:
-                message = await receive()
-                if message["type"] != "http.request" or not message.get("more_body", False):
-                    return
-                discarded += len(message.get("body", b""))
-    except TimeoutError:
-        pass

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice
 from typing import Final
 
 from box_policy.control.http.answers import ApiError, issues
-from box_policy.control.http.bodies import Body, parse_policy
+from box_policy.control.http.bodies import Body
 from box_policy.control.store import PolicyStore
 from box_policy.gate.resolution import Resolution
 from box_policy.policy.addresses import Address
-from box_policy.policy.model import PolicyError, PolicyIssue
+from box_policy.policy.model import MAX_ISSUES, NetworkPolicy, PolicyError, PolicyIssue
 from box_policy.policy.rules import CompiledPolicy
 from box_policy.policy.targets import InvalidTarget, Target, judge_target, parse_target, verdict_fields
 
@@ -32,11 +33,7 @@ async def explain(
     question = body.value
     if not isinstance(question, dict):
         raise _invalid([PolicyIssue((), 'a mapping with "targets" and "box" or "policy" is needed')])
-    found = [
-        PolicyIssue((key,), f"unknown key; keys are {', '.join(_KEYS)}")
-        for key in question
-        if key not in _KEYS
-    ]
+    found = _unknown_keys(question)
     if ("box" in question) == ("policy" in question):
         found.append(PolicyIssue((), 'either "box" or "policy" is needed'))
     elif not isinstance(question.get("box", ""), str):
@@ -51,12 +48,21 @@ async def explain(
         in_force = store.get(question["box"])
         policy, generation = in_force.compiled, in_force.generation
     else:
-        policy = await _compile(question["policy"], body.large, store)
+        policy = await _compile(question["policy"], body, store)
     addresses = await _resolve(policy, targets, resolve) if question.get("resolve", False) else {}
     verdicts = [
         verdict_fields(target, judge_target(policy, target, _known(target, addresses))) for target in targets
     ]
     return {"box": question.get("box"), "generation": generation, "verdicts": verdicts}
+
+
+def _unknown_keys(question: dict[str, object]) -> list[PolicyIssue]:
+    count = len(question) - sum(key in question for key in _KEYS)
+    unknown = islice((key for key in question if key not in _KEYS), MAX_ISSUES)
+    found = [PolicyIssue((key,), f"unknown key; keys are {', '.join(_KEYS)}") for key in unknown]
+    if count > MAX_ISSUES:
+        found.append(PolicyIssue((), f"and {count - MAX_ISSUES} more unknown keys"))
+    return found
 
 
 def _targets(value: object, found: list[PolicyIssue]) -> list[Target]:
@@ -74,9 +80,9 @@ def _targets(value: object, found: list[PolicyIssue]) -> list[Target]:
     return targets
 
 
-async def _compile(value: object, large: bool, store: PolicyStore) -> CompiledPolicy:
+async def _compile(value: object, body: Body, store: PolicyStore) -> CompiledPolicy:
     try:
-        policy = await parse_policy(value, large=large)
+        policy = await body.work(NetworkPolicy.parse, value)
     except PolicyError as error:
         raise _invalid(error.issues, under=("policy",)) from None
     return await store.compile(policy)

@@ -1,4 +1,4 @@
-"""Who may speak to the control endpoint. Asked before anything of a request is looked at."""
+"""Who may speak to the control endpoint. Asked as soon as the head of a request is there."""
 
 import hmac
 import logging
@@ -9,8 +9,6 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from box_policy.control.http.address import ControlAddress, ControlError, TcpAddress
 from box_policy.control.http.answers import ApiError
 from box_policy.control.http.pace import Pace
@@ -18,10 +16,6 @@ from box_policy.gate.network_namespace import netns_cookie
 from box_policy.policy.quoting import quoted
 
 log = logging.getLogger(__name__)
-
-PEER_REFUSAL: Final = "peer_refusal"
-"""The key of a request's ``state`` under which the server says what is wrong with the peer; None if
-nothing is. A request without it is refused."""
 
 MIN_TOKEN: Final = 16
 """Characters of a token."""
@@ -85,26 +79,29 @@ class Guard:
     their Host, or to leave out their Origin.
     """
 
-    def __init__(self, app: ASGIApp, address: ControlAddress, token: str | None) -> None:
-        self._app = app
+    def __init__(self, address: ControlAddress, token: str | None) -> None:
         self._hosts = host_names(address)
         self._token = None if token is None else check_token(token)
         self._pace = Pace(burst=10, per_second=0.2)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def refusal(self, peer: str | None, headers: list[tuple[bytes, bytes]]) -> ApiError | None:
+        """Why a request is refused; None if it isn't.
+
+        Args:
+            peer: what is wrong with who sent it; None if nothing is.
+            headers: the request's, with names in lower case.
+        """
         try:
-            self._check(scope)
+            self._check(peer, headers)
         except ApiError as error:
             self._report(error)
-            await error.response()(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+            # Its traceback leads to frames that lead back to it: work for the garbage collector.
+            return error.with_traceback(None)
+        return None
 
-    def _check(self, scope: Scope) -> None:
-        refusal = scope.get("state", {}).get(PEER_REFUSAL, "who it is was not asked")
-        if refusal is not None:
-            raise ApiError("peer_refused", f"this peer may not control the gate: {refusal}")
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
+    def _check(self, peer: str | None, headers: list[tuple[bytes, bytes]]) -> None:
+        if peer is not None:
+            raise ApiError("peer_refused", f"this peer may not control the gate: {peer}")
         hosts = _values(headers, b"host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             shown = ", ".join(quoted(host.decode("latin-1")) for host in hosts[:2]) or "none"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from box_policy.control.http.address import ControlAddress, ControlError, TcpAddress, UnixAddress
+from box_policy.control.http.socket_lock import SocketLock
 
-_BACKLOG: Final = 128
-_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+BACKLOG: Final = 128
+"""Connections that wait to be accepted."""
 _PROBE_TIMEOUT: Final = 1.0
 
 
@@ -25,6 +26,7 @@ class Listening:
         self.address = address
         """Where it listens; with the port it was given if any would do."""
         self._file: tuple[int, int] | None = None
+        self._lock: SocketLock | None = None
         try:
             if isinstance(address, UnixAddress):
                 self.socket = self._bind_unix(address.path)
@@ -43,6 +45,9 @@ class Listening:
             except OSError:
                 pass  # somebody has removed it, or taken the directory away
             self._file = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _bind_tcp(self, address: TcpAddress) -> socket.socket:
         family = socket.AF_INET6 if address.host.version == 6 else socket.AF_INET
@@ -55,7 +60,7 @@ class Listening:
             # Without it an answer's second packet waits 40 ms for the first to be acknowledged.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.bind((str(address.host), address.port))
-            sock.listen(_BACKLOG)
+            sock.listen(BACKLOG)
             sock.setblocking(False)
             self.address = TcpAddress(address.host, sock.getsockname()[1])
             return sock
@@ -70,8 +75,16 @@ class Listening:
             raise
 
     def _bind_unix(self, path: Path) -> socket.socket:
-        _check_directory(path.parent)
-        _make_way(path)
+        _make_directory(path.parent)
+        self._lock = SocketLock(path)
+        try:
+            _make_way(path)
+            return self._bind_locked(path)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _bind_locked(self, path: Path) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # Linux gives the file the mode of the socket's own inode: 0600 from its first moment, without
@@ -82,7 +95,7 @@ class Listening:
             if stat.S_IMODE(path.lstat().st_mode) & 0o177:
                 path.unlink()
                 raise ControlError(f"{path}: this file system gives sockets no mode; choose another place")
-            sock.listen(_BACKLOG)
+            sock.listen(BACKLOG)
             sock.setblocking(False)
             return sock
         except BaseException as error:
@@ -97,8 +110,8 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _check_directory(directory: Path) -> None:
-    """Make the directory if only it is missing, and see that nobody else can put a socket there."""
+def _make_directory(directory: Path) -> None:
+    """Make the directory if only it is missing."""
     try:
         directory.mkdir(0o700)
     except FileExistsError:
@@ -109,15 +122,6 @@ def _check_directory(directory: Path) -> None:
         raise ControlError(
             f"{directory} does not exist and can't be created here: choose another place"
         ) from None
-    found = directory.stat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise ControlError(f"{directory} is not a directory")
-    if found.st_uid not in (0, os.geteuid()):
-        raise ControlError(f"{directory} belongs to another user, who could put another socket there")
-    if found.st_mode & _WRITABLE_BY_OTHERS and not found.st_mode & stat.S_ISVTX:
-        raise ControlError(
-            f"{directory} is writable by others, who could put another socket there: chmod go-w {directory}"
-        )
 
 
 def _make_way(path: Path) -> None:

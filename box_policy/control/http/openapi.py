@@ -21,13 +21,21 @@ _EVERYWHERE: Final = (
     "host_refused",
     "internal_error",
 )
-_BODY: Final = ("body_invalid", "body_timeout", "body_too_large", "media_type_unsupported")
+_BODY: Final = (
+    "body_invalid",
+    "query_invalid",
+    "precondition_invalid",
+    "body_timeout",
+    "body_too_large",
+    "busy",
+    "media_type_unsupported",
+)
 _MORE: Final[dict[int, Description]] = {
     412: {"generation": {"type": "integer", "minimum": 1}},
     422: {"issues": schemas.reference("Issues")},
 }
 """What an error of that status says besides its code and message."""
-_HEADERS: Final[dict[int, str]] = {401: "WWW-Authenticate"}
+_HEADERS: Final[dict[int, str]] = {401: "WWW-Authenticate", 503: "Retry-After"}
 
 
 @cache
@@ -97,7 +105,6 @@ def _policy_path() -> Description:
         "Put a policy in force.",
         "PolicyInForce",
         *_BODY,
-        "precondition_invalid",
         "box_unknown",
         "generation_stale",
         "policy_invalid",

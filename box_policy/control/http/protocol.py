@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Buffer, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import h11
@@ -12,12 +13,27 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from box_policy.control.http.answers import ApiError
-from box_policy.control.http.guard import PEER_REFUSAL
+from box_policy.control.http.admission import Admission
+from box_policy.control.http.answers import CLOSE, SAFE_HEADERS, ApiError
+from box_policy.control.http.guard import Guard
+from box_policy.control.http.lingering import LingeringTransport
 from box_policy.control.http.pace import Pace
+from box_policy.control.http.requests import Requests
 
 _log: Final = logging.getLogger(__name__)
 _log.setLevel(logging.WARNING)  # uvicorn's code would also trace each connection
+
+DISPLACED: Final = "displaced"
+"""The key of a request's ``state`` under which the server says how many connections it has displaced."""
+
+_SLICE: Final = 4096
+"""Bytes that h11 is given in one turn of the loop; the kernel keeps the rest, and the others have theirs."""
+_CHUNKED_SLICE: Final = 2048
+"""The same of a body in chunks, each of which costs h11 about 25 microseconds, however small it is."""
+BODY_SLICE: Final = 64 * 1024
+"""The same of a body that h11 only passes on, or that is dropped."""
+_HALF_CLOSED: Final = 15.0
+"""Seconds in which a peer that sends no more is answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +41,17 @@ class Bounds:
     """What one peer, or all of them, may cost. Times in seconds."""
 
     connections: int = 128
+    first_head_timeout: float = 3
+    """For the first request head, from the connection's start."""
     head_timeout: float = 10
-    """For a whole request head: the first from the connection's start, others from their first byte."""
+    """For each other, from its first byte."""
     idle_timeout: int = 30
     """Between requests."""
-    stall_timeout: float = 60
+    stall_timeout: float = 15
     """For a peer that doesn't read."""
     linger: float = 5
     """For a peer to take what is left of the last answer."""
-    head_size: int = 64 * 1024
+    head_size: int = 16 * 1024
     """Bytes."""
 
 
@@ -51,50 +69,125 @@ class _Paced(logging.Filter):
 _log.addFilter(_Paced())
 
 
-class ControlProtocol(H11Protocol):
-    """One connection to the control endpoint."""
+@dataclass(frozen=True)
+class Shared:
+    """What the connections of one endpoint have in common."""
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        bounds: Bounds,
-        refusal: Callable[[socket.socket], str | None],
-        closed: asyncio.Event,
-    ) -> None:
-        super().__init__(config, server_state, {}, asyncio.get_running_loop())
+    config: Config
+    state: ServerState
+    bounds: Bounds
+    guard: Guard
+    admission: Admission
+    peer_refusal: Callable[[socket.socket], str | None]
+    closed: asyncio.Event
+    scratch: bytearray
+    """What was received last, until the call returns that tells of it."""
+
+
+class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
+    """One connection to the control endpoint.
+
+    A buffered protocol, so that it says how much is received at once: what h11 makes of it is work of one
+    turn of the loop.
+    """
+
+    transport: LingeringTransport
+    conn: Requests
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared.config, shared.state, {}, asyncio.get_running_loop())
+        self.conn = Requests(shared.bounds.head_size, self._admit)
         self.logger = _log
         self.access_log = False
-        self._bounds = bounds
-        self._refusal = refusal
-        self._closed = closed
+        self._shared = shared
+        self._bounds = shared.bounds
+        self._refusal: str | None = "who it is was not asked"
+        self._authenticated = False
+        self._answers_head = False
+        self._half_closed = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(LingeringTransport(transport, self._is_unread))
         # Accepted before the endpoint was closed, but only now told of.
-        if self._closed.is_set() or len(self.connections) > self._bounds.connections:
+        if self._shared.closed.is_set() or not self._shared.admission.enter(self):
             transport.abort()
             return
-        # uvicorn copies it into the state of each request of this connection.
-        self.app_state = {PEER_REFUSAL: self._refusal(transport.get_extra_info("socket"))}
-        self._await_head()
+        self._refusal = self._shared.peer_refusal(transport.get_extra_info("socket"))
+        self._await_head(self._bounds.first_head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._shared.admission.leave(self)
         self._cancel_timers()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        # Many a connection is a stranger's: what is left of it must not wait for the garbage collector.
+        self.transport.ended()
+        self.conn.ended()
 
-    def data_received(self, data: bytes) -> None:
+    def displace(self) -> None:
+        """End the connection: another needs its place."""
+        self.transport.abort()
+
+    def get_buffer(self, sizehint: int) -> Buffer:
+        size = _SLICE
+        if self.transport.lingering:
+            size = BODY_SLICE
+        elif self.conn.their_state is h11.SEND_BODY:
+            size = _CHUNKED_SLICE if self.conn.chunked else BODY_SLICE
+        return memoryview(self._shared.scratch)[:size]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self.transport.lingering:
+            self.transport.drop(nbytes)
+            return
+        data = bytes(memoryview(self._shared.scratch)[:nbytes])
+        if self._authenticated:
+            self._take(data)
+        else:
+            self.transport.pause_reading()
+            self._shared.admission.in_turn(partial(self._take_from_stranger, data))
+
+    def _take_from_stranger(self, data: bytes) -> None:
+        self._take(data)
+        if not self.flow.read_paused:
+            self.transport.resume_reading()
+
+    def _take(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
         super().data_received(data)
+        if self.transport.is_closing():
+            return
         if self.conn.their_state is h11.IDLE:
-            self._await_head()
+            self._await_head(self._bounds.head_timeout)
         elif self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _admit(self, request: h11.Request) -> bool:
+        """Ask the guard, before any of the request's body is looked at."""
+        self._answers_head = request.method == b"HEAD"
+        refused = self._shared.guard.refusal(self._refusal, list(request.headers))
+        if refused is not None:
+            self._answer(refused)
+            return False
+        self._authenticated = True
+        self._shared.admission.vouch(self)
+        # uvicorn copies it into the state of the request.
+        self.app_state = {DISPLACED: self._shared.admission.displaced}
+        return True
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Keep the connection if a whole request has come, and its answer hasn't begun."""
+        whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
+        if not whole or self.transport.is_closing() or self.cycle is None or self.cycle.response_started:
+            return None
+        self._half_closed = True
+        self._cancel_timers()
+        self._stall_timer = self.loop.call_later(_HALF_CLOSED, self.transport.abort)
+        return True
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -103,12 +196,16 @@ class ControlProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall_timer is not None:
+        if self._stall_timer is not None and not self._half_closed:
             self._stall_timer.cancel()
             self._stall_timer = None
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        # Requests that came along with the one before are still answered.
+        if self._half_closed and self.cycle.response_complete:
+            self._unset_keepalive_if_required()
+            self.transport.close()
         self._abort_later_if_closing()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -127,18 +224,33 @@ class ControlProtocol(H11Protocol):
             return
         self._answer(ApiError("http_invalid", "the request is not HTTP/1.1, or its head is too large"))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Ignore it, as RFC 9110 (section 7.8) allows: uvicorn would advise to install something."""
+
     def _answer(self, error: ApiError) -> None:
+        """Answer in place of the app, and close."""
+        if self.cycle is not None:
+            # Whatever the app says now comes too late.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         response = error.response()
-        headers = [*response.raw_headers, (b"cache-control", b"no-store"), (b"connection", b"close")]
-        output = self.conn.send(h11.Response(status_code=error.status, headers=headers, reason=b""))
-        body = self.conn.send(h11.Data(data=bytes(response.body))), self.conn.send(h11.EndOfMessage())
-        self.transport.write(b"".join(part or b"" for part in (output, *body)))
+        headers = [*response.raw_headers, *SAFE_HEADERS, CLOSE]
+        body = b"" if self._answers_head else bytes(response.body)
+        events = (
+            h11.Response(status_code=error.status, headers=headers, reason=b""),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
         self._abort_later_if_closing()
 
-    def _await_head(self) -> None:
+    def _is_unread(self) -> bool:
+        return self.conn.their_state not in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+
+    def _await_head(self, within: float) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._bounds.head_timeout, self.transport.abort)
+            self._head_timer = self.loop.call_later(within, self.transport.abort)
 
     def _abort_later_if_closing(self) -> None:
         # A transport that is closed still waits for its peer to read what is left, however long.

@@ -11,6 +11,7 @@ from box_policy.audit.records import Entry, Event, PolicyRecord, Protocol
 from box_policy.audit.stream import CAPACITY
 from box_policy.control.http.answers import ApiError
 from box_policy.gate.mode import BOX_ID
+from box_policy.policy.domains import InvalidName, canonical_pattern
 from box_policy.policy.quoting import quoted
 from box_policy.policy.reasons import Reason
 
@@ -21,6 +22,7 @@ MAX_BACKLOG: Final = CAPACITY
 MAX_VALUES: Final = 50
 """Values of one kind."""
 
+_MAX_NAME: Final = 255
 _MAX_FIELDS: Final = 500
 _VERDICTS: Final = {"allow": True, "deny": False}
 _SWITCH: Final = {"true": True, "false": False}
@@ -92,7 +94,7 @@ def parse_query(query: bytes) -> Query:
     for key, values in given.items():
         if len(values) > (1 if key in _ONCE else MAX_VALUES):
             _refuse(f"{quoted(key)} is given too often")
-    names = _matching(given.pop("name", []), "name", NAME)
+    names = _names(given.pop("name", []))
     wanted = Wanted(
         boxes=frozenset(_matching(given.pop("box", []), "box", BOX_ID)),
         events=_words(given.pop("event", []), "event", Event),
@@ -121,6 +123,17 @@ def _matching(values: list[str], key: str, pattern: str) -> list[str]:
         if not re.fullmatch(pattern, value):
             _refuse(f"{key}: {quoted(value)} is none")
     return values
+
+
+def _names(values: list[str]) -> list[str]:
+    for value in values:
+        if not value.isascii() and len(value) <= _MAX_NAME:
+            try:
+                known_as = canonical_pattern(value)
+            except InvalidName:
+                continue
+            _refuse(f"name: records hold {quoted(value)} in its ASCII form: write it as {known_as}")
+    return _matching(values, "name", NAME)
 
 
 def _words(values: list[str], key: str, words: type[StrEnum]) -> frozenset[str]:
