@@ -99,6 +99,7 @@ class Arrival:
             return True
         verdict = self._claim.box.policy.judge_address(self._claim.destination.address)
         if verdict.allowed and self._hello is not None:
+            self._claim.name = None  # its address lets it through; the name may be false
             self._dial(verdict, bytes(self._hello.received))
         return False
 

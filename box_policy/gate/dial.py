@@ -230,8 +230,9 @@ class Relayed:
     def overdue(self) -> None:
         """Whoever hasn't said a name by now isn't listened to any longer."""
         self._lane.overhearing.stop(self)
-        if self._pair is not None:
+        if self._pair is not None and self._overheard is not None:
             self._pair.up.listener = None
+            self._overheard.forget()
 
     def failed(self, error: Exception) -> None:
         self.cut(Reason.INTERNAL_ERROR)

@@ -97,6 +97,8 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             self._stop_timer()
             self._abort()
             self._record_end()
+            if self._ended is None:  # whatever is still being judged comes to nothing
+                self._ended = Reason.CLIENT_GONE
 
     def cut(self, reason: Reason) -> None:
         """End it at once with RST on both sides. A request that is being judged is never sent."""
@@ -114,9 +116,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     def judge_again(self) -> bool:
         """The box has a new policy. What it no longer allows ends; the rest goes on."""
-        if self._ended is not None:
-            return False
-        if self._refusal is not None:
+        if self._ended is not None or self._refusal is not None:
             self._upstreams.judge_again()
             return False
         claim = self._allowed_claim

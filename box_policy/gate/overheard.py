@@ -35,12 +35,23 @@ class Overheard:
 
     def read(self, data: bytes | memoryview) -> bool:
         """Take what the client has sent. False once there is no more to learn."""
-        result = self._reader.feed(data)
+        # One read may bring more than is looked at, and all that the reader gets it keeps.
+        result = self._reader.feed(data[: _MAX_READ + 1 - len(self._reader.received)])
+        start = classify(self._reader.received)
+        if (
+            result is None
+            and len(self._reader.received) <= _MAX_READ
+            and start in (Start.NEED_MORE, Start.TLS)
+        ):
+            return True
+        self.forget()
         if isinstance(result, ClientHello):
             self._take(result)
-        if len(self._reader.received) > _MAX_READ:
-            return False
-        return result is None and classify(self._reader.received) in (Start.NEED_MORE, Start.TLS)
+        return False
+
+    def forget(self) -> None:
+        """Let go of what was read: the connection may stay for long."""
+        self._reader = ClientHelloReader()
 
     def _take(self, hello: ClientHello) -> None:
         claim = self._claim

@@ -10,7 +10,7 @@ import pytest
 
 from box_policy.audit.records import Event, Record
 from box_policy.policy.reasons import Reason
-from tests.gate.conftest import BOX, POLICY, Client, GateUnderTest, MakeGate
+from tests.gate.conftest import BOX, POLICY, Client, GateUnderTest
 from tests.gate.test_dns import Asker
 from tests.gate.test_http import request
 from tests.lab import Lab, plan
@@ -101,30 +101,6 @@ class TestRelayed:
         client, _ = await gate.handshake(plan.EVIL4, 443, "allowed.test")
         await cut(gate, client, without(plan.EVIL4), Event.END)
 
-    async def test_what_the_mode_let_through_to_another_host_than_it_named(
-        self, make_gate: MakeGate, lab: Lab
-    ) -> None:
-        gate = make_gate("allow-all")
-        client = await gate.claim(plan.EVIL4, plan.ECHO_PORT)
-        await client.send(client_hello())
-        await client.reader.readexactly(len(client_hello()))
-        await gate.embedded.gate.resolver.addresses("allowed.test")
-        record = await cut(gate, client, ONLY_NAME, Event.END)
-        assert (record.name, record.mismatch) == ("allowed.test", True)
-
-    @pytest.mark.parametrize(
-        "first", [b"", b"\x16", b"hello", client_hello(None), client_hello(b"bad..name")]
-    )
-    async def test_what_the_mode_let_through_without_a_name(
-        self, make_gate: MakeGate, lab: Lab, first: bytes
-    ) -> None:
-        gate = make_gate("allow-all")
-        client = await gate.claim(plan.ALLOWED4, plan.ECHO_PORT)
-        await client.send(first + b"x")
-        await client.reader.readexactly(len(first) + 1)
-        await cut(gate, client, ONLY_NAME, Event.END)
-        assert lab.dns.questions == []
-
     async def test_a_thousand_at_once(self, gate: GateUnderTest, lab: Lab) -> None:
         clients = [await gate.claim(plan.CIDR4, plan.ECHO_PORT) for _ in range(500)]
         named = [await gate.claim(plan.ALLOWED4, 443) for _ in range(500)]
@@ -172,37 +148,6 @@ class TestStillAllowed:
         assert gate.put_policy(policy) == 0
         await client.send(b"GET / HTTP/1.1\r\nHost: allowed.test\r\nConnection: close\r\n\r\n")
         assert (await client.read()).startswith(b"HTTP/1.1 200")
-
-    @pytest.mark.parametrize("before", ["allow-all", without(plan.EVIL4), {"denied_cidrs": [plan.CIDR]}])
-    @pytest.mark.parametrize("split", [1000, 1])
-    async def test_by_the_name_that_went_by(
-        self, make_gate: MakeGate, lab: Lab, before: dict[str, object] | str, split: int
-    ) -> None:
-        if isinstance(before, dict):
-            before = {**before, "mode": "custom"}
-            if "allowed_domains" in before:
-                before = {**before, "allowed_cidrs": [f"{plan.ALLOWED4}/32"]}
-        gate = make_gate(before)
-        client = await gate.claim(plan.ALLOWED4, plan.ECHO_PORT)
-        hello = client_hello()
-        for start in range(0, len(hello), split):
-            await client.send(hello[start : start + split])
-            await client.reader.readexactly(len(hello[start : start + split]))
-        await gate.embedded.gate.resolver.addresses("allowed.test")
-        assert gate.put_policy(ONLY_NAME) == 0
-        assert await is_alive(client)
-        assert gate.put_policy(ONLY_WILD) == 1
-        assert (await gate.end()).name == "allowed.test"
-
-    async def test_a_name_that_may_not_be_asked_for_is_not(self, make_gate: MakeGate, lab: Lab) -> None:
-        gate = make_gate(ONLY_CIDR)
-        client = await gate.claim(plan.CIDR4, plan.ECHO_PORT)
-        await client.send(client_hello(b"secret.evil.test"))
-        await client.reader.readexactly(len(client_hello(b"secret.evil.test")))
-        client.end()
-        await client.read()
-        assert (await gate.end()).name == "secret.evil.test"
-        assert lab.dns.questions == []
 
     async def test_by_address_now_that_the_name_is_gone(self, gate: GateUnderTest) -> None:
         client, _ = await gate.handshake(plan.ALLOWED4, 443, "allowed.test")
