@@ -19,11 +19,12 @@ type Sink = Callable[[Entry], None]
 MAX_QUEUED = 65_536
 """Records that wait for a slow log. Past that they are counted, and the count is written."""
 
-_BATCH = 256
+_BATCH = 8192
 """Records that are written at once."""
 
-_PAUSE = 0.01
-"""Seconds for which records are collected: a thread that wakes for each one disturbs the gate."""
+_PAUSE = 0.05
+"""Seconds for which records are collected. While they are written the gate has to share the interpreter: that
+should not begin in the middle of a burst of them."""
 
 
 class Audit:
@@ -72,7 +73,7 @@ class _Written:
         open_ended = True
         while open_ended:
             batch = [self._queue.get()]
-            if batch[0] is not None and self._queue.qsize() < _BATCH:
+            if batch[0] is not None:
                 time.sleep(_PAUSE)
             while len(batch) < _BATCH and not self._queue.empty():
                 batch.append(self._queue.get())

@@ -1,6 +1,7 @@
 """A box as the gate sees it: its policy in force, and what is open on its behalf."""
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from box_policy.policy.addresses import Address
@@ -42,13 +43,29 @@ class GatedBox:
         self.judged_again: dict[tuple[Address, str | None, Address], Verdict] = {}
         """By the policy in force, on what was open when it came: many connections go to few places."""
         self._limit_recorded = float("-inf")
+        self._records: list[Callable[[], None]] | None = None
 
     def put_policy(self, policy: CompiledPolicy, generation: int) -> int:
         """Replace the policy in force, and end what it no longer allows. Returns how much that was."""
         self.policy = policy
         self.generation = generation
         self.judged_again = {}
-        return sum(map(_ended_by_new_policy, [*self.live, *self.asking]))
+        records: list[Callable[[], None]] = []
+        self._records = records
+        try:
+            return sum(map(_ended_by_new_policy, [*self.live, *self.asking]))
+        finally:
+            self._records = None
+            for record in records:
+                record()
+
+    def record_end(self, record: Callable[[], None]) -> None:
+        """Record an end, by a call that doesn't raise: now, or once a new policy has ended all that it ends.
+        To be cut is urgent, to be told of it isn't."""
+        if self._records is None:
+            record()
+        else:
+            self._records.append(record)
 
     def may_record_limit(self, now: float) -> bool:
         """True once a second: what a box does at its caps must not fill the log."""

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from box_policy.audit.records import Protocol
@@ -242,10 +243,12 @@ class Relayed:
         if self._overheard is not None:
             self._overheard.over = True
             self._lane.overhearing.stop(self)
-        verdict = Verdict.denied(reason, self._rule)
-        end = self._claim.end(verdict, dialled=self._target, up=pair.up.carried, down=pair.down.carried)
+        self._claim.box.record_end(partial(self._record_end, pair, Verdict.denied(reason, self._rule)))
+
+    def _record_end(self, pair: Pair, verdict: Verdict) -> None:
         try:
-            self._lane.audit(end)
+            up, down = pair.up.carried, pair.down.carried
+            self._lane.audit(self._claim.end(verdict, dialled=self._target, up=up, down=down))
         except Exception:
             log.exception("the end of a connection could not be recorded")
 

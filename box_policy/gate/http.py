@@ -104,7 +104,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         """End it at once with RST on both sides. A request that is being judged is never sent."""
         if self._ended is None:
             self._ended = reason
-            self._record_end()
+            self._box.record_end(self._record_end)
         self._upstreams.allowed = []
         self.client.error = reason
         self._reader.open.set()
@@ -151,7 +151,10 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         if claim is not None:
             end = Verdict.denied(self._ended or Reason.CLOSED, self._rule)
             up, down = self._reader.count, self._upstreams.received
-            self._audit(claim.end(end, dialled=self._upstreams.dialled, up=up, down=down))
+            try:
+                self._audit(claim.end(end, dialled=self._upstreams.dialled, up=up, down=down))
+            except Exception:
+                log.exception("the end of a connection could not be recorded")
 
     def _abort(self) -> None:
         """Drop every socket that this connection ever had: mitmproxy forgets one before it is closed."""

@@ -1,6 +1,7 @@
 """Our gate with its control, as a process: ``python -m benchmarks.rig.live.gate POLICY SOCKET RECORDS``."""
 
 import asyncio
+import gc
 import socket
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ async def serve(policy: Path, control: str, records: Path) -> None:
     plane.listen(parse_control_address(f"unix:{control}"), None)
     gate.start()
     plane.start()
+    gc.freeze()  # as the commands do
     with socket.create_server(("0.0.0.0", plan.PROXY_PORT), backlog=4096) as listener:
         gate.gate.serve(BOX_ID, tcp=[listener])
         await asyncio.Event().wait()

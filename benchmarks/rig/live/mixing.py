@@ -141,7 +141,9 @@ def mixing(bench: Bench) -> Iterator[Figure]:
         bench.rig.box.write_line(b"stop")
     rows = bench.rig.box.finish()["connections"]
     connections = [Connection._make([*before, Outcome(outcome), *times]) for *before, outcome, times in rows]
-    entries = records.read_until(lambda entries: _are_whole(entries, len(connections)))
+    count = len(connections)
+    entries = records.read_until(lambda entries: _are_whole(_since(entries, first.generation), count))
+    entries = _since(entries, first.generation)
     seen = dict(bench.rig.origin.order("report")["seen"])
     misfits, kinds = _judged(Judge(updates, seen), connections, entries)
     puts = [update.answered - update.sent for update in updates[1:]]
@@ -160,6 +162,14 @@ def _put_in_turn(operator: Operator, turn: int, began: float) -> list[Update]:
         time.sleep(max(0.0, began + number * SECONDS / UPDATES - time.monotonic()))
         updates.append(operator.put(policy(1 + number)))
     return updates
+
+
+def _since(entries: list[dict[str, Any]], generation: int) -> list[dict[str, Any]]:
+    """The records from that policy's on. Those before are of other measurements: they are written late."""
+    for index, entry in enumerate(entries):
+        if entry["event"] == "policy" and entry["generation"] == generation:
+            return entries[index:]
+    return []
 
 
 def _are_whole(entries: Sequence[Mapping[str, Any]], connections: int) -> bool:
