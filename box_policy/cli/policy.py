@@ -13,7 +13,13 @@ import yaml
 
 from box_policy.audit.records import Outcome
 from box_policy.cli.errors import USAGE, fail
-from box_policy.cli.policy_options import chosen_policy
+from box_policy.cli.policy_options import (
+    AllowAllOption,
+    AllowCidrOption,
+    AllowOption,
+    DenyCidrOption,
+    chosen_policy,
+)
 from box_policy.cli.remote import BoxOption, ControlOption, TokenFileOption, gate, the_box
 from box_policy.cli.shown import json_line, local_time, printable
 from box_policy.cli.tail import end_with_reader, readable, records
@@ -62,16 +68,10 @@ def set_(
         Path | None, typer.Argument(metavar="FILE", help="A policy, YAML or JSON; - for standard input.")
     ] = None,
     box: BoxOption = None,
-    allow: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Allow a host name, or *.suffix. Repeatable.")
-    ] = None,
-    allow_cidr: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="Allow a range of addresses. Repeatable.")
-    ] = None,
-    deny_cidr: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="Deny a range, before all that is allowed.")
-    ] = None,
-    allow_all: Annotated[bool, typer.Option("--allow-all", help="Allow every public address.")] = False,
+    allow: AllowOption = None,
+    allow_cidr: AllowCidrOption = None,
+    deny_cidr: DenyCidrOption = None,
+    allow_all: AllowAllOption = False,
     deny_all: Annotated[bool, typer.Option("--deny-all", help="Allow nothing.")] = False,
     if_match: Annotated[
         int | None,

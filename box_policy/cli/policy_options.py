@@ -2,10 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from box_policy.cli.check import read_or_exit
 from box_policy.cli.errors import USAGE, fail
 from box_policy.policy.model import NetworkPolicy, PolicyError, PolicyIssue
+
+AllowOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Allow a host name, or *.suffix. Repeatable.")
+]
+AllowCidrOption = Annotated[
+    list[str] | None, typer.Option(metavar="CIDR", help="Allow a range of addresses. Repeatable.")
+]
+DenyCidrOption = Annotated[
+    list[str] | None, typer.Option(metavar="CIDR", help="Deny a range, before all that is allowed.")
+]
+AllowAllOption = Annotated[bool, typer.Option("--allow-all", help="Allow every public address.")]
 
 
 def chosen_policy(

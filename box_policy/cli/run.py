@@ -19,7 +19,13 @@ from box_policy.audit.records import Entry, Outcome, PolicyRecord
 from box_policy.audit.sinks import Audit, Console, JsonLines
 from box_policy.cli.denials import Denials
 from box_policy.cli.errors import FAILURE, USAGE, fail
-from box_policy.cli.policy_options import chosen_policy
+from box_policy.cli.policy_options import (
+    AllowAllOption,
+    AllowCidrOption,
+    AllowOption,
+    DenyCidrOption,
+    chosen_policy,
+)
 from box_policy.cli.signals import Signals
 from box_policy.cli.terminal import Streams, set_window_size
 from box_policy.cli.work_directory import control_socket, work_directory
@@ -60,16 +66,10 @@ def run(
     watch: Annotated[
         str | None, typer.Option(metavar="FILE", help="The same, and follow what becomes of the file.")
     ] = None,
-    allow: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Allow a host name, or *.suffix. Repeatable.")
-    ] = None,
-    allow_cidr: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="Allow a range of addresses. Repeatable.")
-    ] = None,
-    deny_cidr: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="Deny a range, before all that is allowed.")
-    ] = None,
-    allow_all: Annotated[bool, typer.Option("--allow-all", help="Allow every public address.")] = False,
+    allow: AllowOption = None,
+    allow_cidr: AllowCidrOption = None,
+    deny_cidr: DenyCidrOption = None,
+    allow_all: AllowAllOption = False,
     deny_all: Annotated[bool, typer.Option("--deny-all", help="Allow nothing: the default.")] = False,
     private_range: Annotated[
         list[str] | None,
