@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import pytest
 from tests.lab import Lab, plan
 
 COMMAND = [sys.executable, "-m", "box_policy"]
+PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin") or ""
+"""One that every box sees."""
+pytestmark = pytest.mark.skipif(not PYTHON, reason="python3 isn't installed for all users")
 CIDR = {"mode": "custom", "allowed_cidrs": [plan.CIDR]}
 
 # Speaks to the echo port, a line from stdin at a time, and says what came of it.
@@ -37,7 +41,7 @@ class Running:
 
     def __init__(self, *options: str) -> None:
         self._process = subprocess.Popen(
-            [*COMMAND, "run", "--quiet", *options, "--", "python3", "-c", PROGRAM],
+            [*COMMAND, "run", "--quiet", *options, "--", PYTHON, "-c", PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -143,7 +147,7 @@ class TestControl:
         )
         options = ["--read-only", str(tmp_path), "--control", str(socket), "--allow-all"]
         done = subprocess.run(
-            [*COMMAND, "run", "--quiet", *options, "--", "python3", "-c", program],
+            [*COMMAND, "run", "--quiet", *options, "--", PYTHON, "-c", program],
             capture_output=True,
             text=True,
             timeout=60,
@@ -170,7 +174,7 @@ class TestControl:
         options = ["--control", f"{plan.GATE4}:9071", "--token-file", str(token), "--allow-all"]
         options += ["--name-server", lab.nameserver]
         done = subprocess.run(
-            [*COMMAND, "run", "--quiet", *options, "--", "python3", "-c", program],
+            [*COMMAND, "run", "--quiet", *options, "--", PYTHON, "-c", program],
             capture_output=True,
             text=True,
             timeout=60,
