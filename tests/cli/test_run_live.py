@@ -137,7 +137,8 @@ class TestControl:
         assert not socket.exists()
 
     def test_the_box_itself_is_refused_even_where_it_finds_the_socket(self, lab: Lab, tmp_path: Path) -> None:
-        # --read-only shows the directory. A normal user's box has the gate's own user id; root's has another.
+        # --read-only shows the directory through an overlay, where a socket is only a file; root's box has another
+        # user id besides. And the endpoint itself refuses.
         socket = tmp_path / "control.sock"
         program = (
             "import socket; s = socket.socket(socket.AF_UNIX); "
@@ -152,11 +153,9 @@ class TestControl:
             text=True,
             timeout=60,
         )
-        if os.geteuid() == 0 and not done.stdout:
-            assert "PermissionError" in done.stderr
-        else:
-            assert "HTTP/1.1 403" in done.stdout, done
-            assert "peer_refused" in done.stdout
+        by_the_kernel = ("PermissionError" in done.stderr, "ConnectionRefusedError" in done.stderr)
+        assert "peer_refused" in done.stdout or any(by_the_kernel), done
+        assert "HTTP/1.1 200" not in done.stdout
 
     def test_nor_reaches_it_on_tcp(self, lab: Lab, tmp_path: Path) -> None:
         token = tmp_path / "token"
