@@ -137,8 +137,8 @@ class TestControl:
         assert not socket.exists()
 
     def test_the_box_itself_is_refused_even_where_it_finds_the_socket(self, lab: Lab, tmp_path: Path) -> None:
-        # --read-only shows the directory through an overlay, where a socket is only a file. Root's box has a user id
-        # that isn't the gate's besides. And the endpoint itself refuses.
+        # --read-only shows the directory through an overlay, where a socket is only a file; root's box is of
+        # another user id besides. And the endpoint itself refuses.
         socket = tmp_path / "control.sock"
         program = (
             "import socket; s = socket.socket(socket.AF_UNIX); "
