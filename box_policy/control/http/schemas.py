@@ -124,7 +124,10 @@ def _question() -> Schema:
             object_of({"box": reference("BoxId")} | common, resolve=_BOOLEAN),
             object_of({"policy": reference("Policy")} | common, resolve=_BOOLEAN),
         ],
-        "example": {"box": "default", "targets": ["https://index.example", "dns:index.example", "192.0.2.1:443"]},
+        "example": {
+            "box": "default",
+            "targets": ["https://index.example", "dns:index.example", "192.0.2.1:443"],
+        },
     }
 
 
