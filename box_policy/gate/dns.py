@@ -287,7 +287,6 @@ class _Asked:
         self._name = name
         self._kind = kind
         self._wait = wait
-
         self._over = False
 
     def is_wanted(self) -> bool:

@@ -263,9 +263,8 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             if self._ended is not None:
                 raise Refused(403, self._ended, host=target.as_sent)
             if verdict.reason is not Reason.NAME_ALLOWED:
-                claim.name = (
-                    None  # its address has let it through: nobody has looked whether the Host is true
-                )
+                # Its address has let it through: nobody has looked whether the Host is true.
+                claim.name = None
             self._let_through(flow, claim, verdict)
         except Refused as refused:
             if refused.reason is not verdict.reason:

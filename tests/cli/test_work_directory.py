@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from box_policy.cli.work_directory import control_socket, work_directory
-from tests.control.reading import in_child
+from tests.control.reading import USER_NAMESPACE, in_child
 
 type Checked = Callable[[str | Path], str]
 
@@ -100,18 +100,9 @@ def test_links_that_never_end_are_refused(checked: Checked, tmp_path: Path) -> N
     assert "too many symbolic links" in checked(tmp_path / "loop" / "policy.yaml")
 
 
-BIND_MOUNTS = """
-import os, subprocess, sys
-from pathlib import Path
-uid, gid = os.geteuid(), os.getegid()
-try:
-    os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS)
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-except OSError as error:
-    print(error)
-    sys.exit(77)
+BIND_MOUNTS = (
+    USER_NAMESPACE
+    + """
 from box_policy.cli.work_directory import _problem
 os.chdir(sys.argv[1])
 source, target, workdir, path = sys.argv[2:]
@@ -121,6 +112,7 @@ before = _problem(Path(path).absolute(), Path(workdir).resolve())
 subprocess.run(["mount", "--bind", source, target], check=True)
 print(before, "|", _problem(Path(path).absolute(), Path(workdir).resolve()))
 """
+)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from box_policy.gate.resolution import Resolution
 from box_policy.policy.model import NetworkPolicy
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import CompiledPolicy
+from tests.control.gate_with_files import Files, no_events, only, watching
 
 BOX = "b"
 POLICY = f"/v1/boxes/{BOX}/network-policy"
@@ -213,3 +214,19 @@ async def make_control(
 @pytest.fixture
 async def control(make_control: MakeControl) -> Control:
     return make_control()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "policies"
+    folder.mkdir(mode=0o755)
+    (folder / "web.yaml").write_text(only("web.test"))
+    (folder / "default.yaml").write_text(only("default.test"))
+    return folder
+
+
+@pytest.fixture
+async def files(folder: Path) -> AsyncIterator[Files]:
+    """Of a directory, for web, which has a file, and db and mail, which haven't."""
+    async with watching(Files(folder, ["web", "db", "mail"], poll=0.02, awatch=no_events)) as files:
+        yield files

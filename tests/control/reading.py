@@ -44,11 +44,9 @@ def in_child(code: str, *arguments: object) -> str:
     return done.stdout
 
 
-IN_USER_NAMESPACE = """
+USER_NAMESPACE = """
 import os, subprocess, sys
 from pathlib import Path
-from box_policy.control.files.trusted_file import look
-from box_policy.control.files.trusted_path import Trail
 uid, gid = os.geteuid(), os.getegid()
 try:
     os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNS)
@@ -58,6 +56,16 @@ try:
 except OSError as error:
     print(error)
     sys.exit(77)
+"""
+"""Code that goes on in a user namespace and a mount namespace of its own."""
+
+IN_USER_NAMESPACE = (
+    USER_NAMESPACE
+    + """
+from box_policy.control.files.trusted_file import look
+from box_policy.control.files.trusted_path import Trail
 path = Path(sys.argv[1])
 def see(): print(look(path, max_bytes=100, trail=Trail()))
 """
+)
+"""The same, to look at files there."""

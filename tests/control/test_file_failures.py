@@ -1,7 +1,6 @@
 """Policy files when something goes wrong inside: it is shown, logged once, and survived."""
 
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,22 +18,6 @@ from tests.control.gate_with_files import (
     until,
     watching,
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "policies"
-    folder.mkdir(mode=0o755)
-    (folder / "web.yaml").write_text(only("web.test"))
-    (folder / "default.yaml").write_text(only("default.test"))
-    return folder
-
-
-@pytest.fixture
-async def files(folder: Path) -> AsyncIterator[Files]:
-    """Of a directory, for web, which has a file, and db and mail, which haven't."""
-    async with watching(Files(folder, ["web", "db", "mail"], poll=0.02, awatch=no_events)) as files:
-        yield files
 
 
 async def test_a_gate_that_fails_is_tried_again(

@@ -1,7 +1,6 @@
 """What a new revision of a policy file changes, and what is said of one that doesn't count."""
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -24,22 +23,6 @@ from tests.control.gate_with_files import (
 
 REFUSED, MISSING = Outcome.REFUSED, Outcome.MISSING
 POLICY = NetworkPolicy.parse({"mode": "custom", "allowed_domains": ["put.test"]})
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "policies"
-    folder.mkdir(mode=0o755)
-    (folder / "web.yaml").write_text(only("web.test"))
-    (folder / "default.yaml").write_text(only("default.test"))
-    return folder
-
-
-@pytest.fixture
-async def files(folder: Path) -> AsyncIterator[Files]:
-    """Of a directory, for web, which has a file, and db and mail, which haven't."""
-    async with watching(Files(folder, ["web", "db", "mail"], poll=0.02, awatch=no_events)) as files:
-        yield files
 
 
 def policies(files: Files) -> dict[str, str]:
