@@ -282,3 +282,27 @@ async def test_mounts_name_no_place_of_the_host(box: NamespaceBox) -> None:
     mounts = (await shell(box, "cat /proc/self/mounts")).output
     assert str(Path.cwd()) not in mounts
     assert "/home/" not in mounts.replace("/home/box", "")
+
+
+async def test_directories_that_are_asked_for(launcher: NamespaceLauncher) -> None:
+    directories = ["/workspace/home", "/tmp/a/b"]
+    async with new_box(launcher, BoxSpec("directories", directories=directories)) as box:
+        made = await run(box, "stat", "-c", "%n %u:%g %a", *directories, "/tmp/a")
+    assert made.output.splitlines() == [
+        "/workspace/home 0:0 755",
+        "/tmp/a/b 0:0 755",
+        "/tmp/a 0:0 755",
+    ]
+
+
+@pytest.mark.parametrize("path", ["/etc/x", "/workspace", "/tmp/../etc/x", "tmp/x", "/tmp/", "/tmpx/y"])
+async def test_directories_elsewhere_are_not_made(launcher: NamespaceLauncher, path: str) -> None:
+    with pytest.raises(SandboxError, match="can't be made in a box"):
+        await launcher.create(BoxSpec("directories", directories=[path]))
+
+
+async def test_nor_in_a_directory_of_the_host_s(launcher: NamespaceLauncher, owned_directory: Path) -> None:
+    spec = BoxSpec("directories", workdir=owned_directory, directories=["/workspace/home"])
+    with pytest.raises(SandboxError, match="can't be made in a box"):
+        await launcher.create(spec)
+    assert list(owned_directory.iterdir()) == []

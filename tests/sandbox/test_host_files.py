@@ -146,7 +146,7 @@ def test_sockets_and_fifos_are_left_out(etc: Path) -> None:
 def test_a_directory_without_mounts_is_one_tree(tmp_path: Path) -> None:
     write(tmp_path / "opt/tool/bin/run")
     assert list(expose(str(tmp_path / "opt"), ["/", str(tmp_path / "optional")])) == [
-        HostTree(str(tmp_path / "opt"))
+        HostTree(str(tmp_path / "opt"), str(tmp_path / "opt"))
     ]
 
 
@@ -160,12 +160,12 @@ def test_a_directory_with_mounts_is_shown_in_parts(tmp_path: Path) -> None:
     os.mkfifo(usr / "fifo")
     assert list(expose(str(usr), [str(usr / "lib/driver")])) == [
         Directory(str(usr)),
-        HostTree(str(usr / "bin")),
+        HostTree(str(usr / "bin"), str(usr / "bin")),
         Directory(str(usr / "lib")),
-        HostTree(str(usr / "lib/driver")),
-        HostFile(str(usr / "lib/libc.so")),
+        HostTree(str(usr / "lib/driver"), str(usr / "lib/driver")),
+        HostFile(str(usr / "lib/libc.so"), str(usr / "lib/libc.so")),
         Link(str(usr / "link"), "bin"),
-        HostFile(str(usr / "note")),
+        HostFile(str(usr / "note"), str(usr / "note")),
     ]
 
 

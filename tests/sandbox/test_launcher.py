@@ -133,7 +133,7 @@ async def test_an_interpreter_that_is_not_there(monkeypatch: pytest.MonkeyPatch)
 async def test_a_box_that_breaks_the_protocol_is_given_up(datagram: bytes) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with far:
-        box = NamespaceBox("odd", near)
+        box = NamespaceBox(BoxSpec("odd"), near)
         far.send(datagram)
         async with asyncio.timeout(PATIENCE):
             await box.closed()
@@ -146,7 +146,7 @@ async def test_descriptors_that_were_not_asked_for_are_closed() -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     reader, writer = os.pipe()
     with far:
-        box = NamespaceBox("odd", near)
+        box = NamespaceBox(BoxSpec("odd"), near)
         messages.send(far, {"event": "unknown"}, [writer] * 10)
         os.close(writer)
         await box.closed()

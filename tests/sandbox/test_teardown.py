@@ -39,7 +39,7 @@ async def new_processes(launcher: NamespaceLauncher, spec: BoxSpec) -> tuple[Nam
     before = {process.pid for process in processes()}
     box = await launcher.create(spec)
     await stubborn(box)
-    outer = next(p for p in processes() if p.pid not in before and p.name == "box-outer")
+    outer = next(p for p in descendants(os.getpid()) if p.pid not in before and p.name == "box-outer")
     return box, [outer, *descendants(outer.pid)]
 
 
@@ -107,7 +107,7 @@ async def test_killing_the_zygote_ends_its_boxes_and_the_next_works(user: str) -
     try:
         before = {process.pid for process in processes()}
         first, members = await new_processes(launcher, BoxSpec("first"))
-        zygote = next(p for p in processes() if p.pid not in before and p.name == "box-zygote")
+        zygote = next(p for p in descendants(os.getpid()) if p.pid not in before and p.name == "box-zygote")
         watch = Watch()
         watch.add([process.pid for process in (*members, zygote)])
         os.kill(zygote.pid, signal.SIGKILL)

@@ -8,11 +8,23 @@ import os
 import signal
 import socket
 import stat
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from box_policy.sandbox.launcher import Listeners, ProgramNotFoundError, ProgramSpec, SandboxError
-from box_policy.sandbox.namespaces import messages
+from box_policy.sandbox.launcher import (
+    BoxPausedError,
+    BoxSpec,
+    Limit,
+    Listeners,
+    ProgramNotFoundError,
+    ProgramRefusedError,
+    ProgramSpec,
+    SandboxError,
+)
+from box_policy.sandbox.namespaces import limits, messages
 from box_policy.sandbox.namespaces.channel import Channel
+from box_policy.sandbox.namespaces.files import NamespaceFiles
 from box_policy.sandbox.namespaces.messages import Message, MessageError
 
 START_TIMEOUT = 30.0
@@ -28,11 +40,17 @@ _KILLED = -int(signal.SIGKILL)
 class NamespaceProgram:
     """A program in a namespace box."""
 
-    def __init__(self, box: "NamespaceBox", number: int, terminal: int | None) -> None:
+    def __init__(self, box: "NamespaceBox", number: int, pid: int, terminal: int | None) -> None:
         self._box = box
         self._number = number
+        self._pid = pid
         self._terminal = terminal
         self._status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def pid(self) -> int:
+        """Its process id, as the box numbers its processes."""
+        return self._pid
 
     @property
     def terminal(self) -> int | None:
@@ -59,8 +77,8 @@ class NamespaceProgram:
 class NamespaceBox:
     """A box. ``control`` leads to its outer process and its pid 1."""
 
-    def __init__(self, box_id: str, control: socket.socket) -> None:
-        self._id = box_id
+    def __init__(self, spec: BoxSpec, control: socket.socket) -> None:
+        self._spec = spec
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
@@ -72,14 +90,19 @@ class NamespaceBox:
         self._processes: dict[str, int] = {}  # pidfds of those that still run
         self._starting: dict[int, asyncio.Future[NamespaceProgram]] = {}
         self._programs: dict[int, NamespaceProgram] = {}
+        self._orders: dict[int, asyncio.Future[None]] = {}
         self._last_number = 0
+        self._limits: Mapping[Limit, str] = MappingProxyType({})
+        self._files = NamespaceFiles(self)
+        self.is_paused = False
+        """Whether its pid 1 has said so."""
         self._channel = Channel(control, self._on_message, self._on_end)
         self._channel_open = True
 
     @property
     def id(self) -> str:
         """The id it was made with."""
-        return self._id
+        return self._spec.id
 
     @property
     def listeners(self) -> Listeners:
@@ -87,6 +110,16 @@ class NamespaceBox:
         if self._listeners is None:
             raise SandboxError("the box is not ready")
         return self._listeners
+
+    @property
+    def limits(self) -> Mapping[Limit, str]:
+        """By which means each bound is held that is held at all, in words for people."""
+        return self._limits
+
+    @property
+    def files(self) -> NamespaceFiles:
+        """The files in it."""
+        return self._files
 
     async def ready(self) -> None:
         """Return once it is made. SandboxError if that fails or takes too long; the box is then gone."""
@@ -103,26 +136,66 @@ class NamespaceBox:
     async def start(self, program: ProgramSpec) -> NamespaceProgram:
         """Run a program. ProgramNotFoundError if there is none of that name, SandboxError otherwise."""
         request, fds = _request(program)
+        return await self._start(request, fds, program.argv[0])
+
+    async def start_file_worker(
+        self, operation: dict[str, Any], stdin: int | None, stdout: int
+    ) -> NamespaceProgram:
+        """Run a process that does one operation on the box's files; see ``file_worker``."""
+        request = {
+            "op": "start",
+            "files": operation,
+            "terminal": None,
+            "stdio": [stdin is not None, True, False],
+        }
+        return await self._start(
+            request, [stdout] if stdin is None else [stdin, stdout], "an operation on files"
+        )
+
+    async def pause(self) -> None:
+        """Stop every process of the box; it starts none. Repeating it does nothing."""
+        await self._order("pause")
+
+    async def resume(self) -> None:
+        """Let the processes go on."""
+        await self._order("resume")
+
+    async def _order(self, operation: str) -> None:
+        number = self._next_number()
+        done = self._orders[number] = self._loop.create_future()
+        try:
+            self._channel.send({"op": operation, "id": number})
+            async with asyncio.timeout(START_TIMEOUT):
+                await done
+        except TimeoutError:
+            raise SandboxError(f"the box did not {operation} within {START_TIMEOUT:.0f} seconds") from None
+        finally:
+            self._orders.pop(number, None)
+
+    def _next_number(self) -> int:
         if self._gone.done() or not self._channel_open:
             raise SandboxError("the box has ended")
         self._last_number += 1
-        number = self._last_number
+        return self._last_number
+
+    async def _start(self, request: Message, fds: Sequence[int], name: str) -> NamespaceProgram:
+        number = self._next_number()
         started: asyncio.Future[NamespaceProgram] = self._loop.create_future()
         self._starting[number] = started
         try:
             self._channel.send(request | {"id": number}, fds)
             async with asyncio.timeout(START_TIMEOUT):
                 return await started
+        except asyncio.CancelledError:
+            if started.done() and not started.cancelled() and started.exception() is None:
+                _end_unwanted(started.result())  # it started in the very turn in which nobody waits any more
+            raise
         except MessageError as error:
-            raise SandboxError(
-                f"{program.argv[0]}: arguments and environment are too large: {error}"
-            ) from None
-        except OSError as error:
-            raise SandboxError(f"{program.argv[0]}: {error.strerror or error}") from None
+            raise ProgramRefusedError(f"{name}: arguments and environment are too large: {error}") from None
         except TimeoutError:
-            raise SandboxError(
-                f"{program.argv[0]}: did not start within {START_TIMEOUT:.0f} seconds"
-            ) from None
+            raise SandboxError(f"{name}: did not start within {START_TIMEOUT:.0f} seconds") from None
+        except OSError as error:
+            raise SandboxError(f"{name}: {error.strerror or error}") from None
         finally:
             # Should it start after all, nobody waits for it: it is killed then.
             self._starting.pop(number, None)
@@ -180,15 +253,21 @@ class NamespaceBox:
         elif event == "network" and self._listeners is None:
             self._watch("init", fds.pop(0))
             self._listeners = _listeners(fds)
+            self._limits = MappingProxyType(limits.describe(self._spec, message["cgroups"]))
         elif event == "ready":
             self._is_set_up = True
         elif event == "failed":
             self._failure = str(message["error"])
             self._close_channel()
         elif event == "started":
-            self._on_started(int(message["id"]), fds)
+            self._on_started(int(message["id"]), int(message["pid"]), fds)
         elif event == "refused":
-            self._on_refused(int(message["id"]), int(message["errno"]), str(message["error"]))
+            self._on_refused(int(message["id"]), _refusal(message))
+        elif event == "done":
+            self.is_paused = bool(message["paused"])
+            order = self._orders.pop(int(message["id"]), None)
+            if order is not None and not order.done():
+                order.set_result(None)
         elif event == "ended":
             ended = self._programs.pop(int(message["id"]), None)
             if ended is not None:
@@ -198,20 +277,20 @@ class NamespaceBox:
         if self._is_set_up and self._listeners is not None and not self._ready.done():
             self._ready.set_result(None)
 
-    def _on_started(self, number: int, fds: list[int]) -> None:
+    def _on_started(self, number: int, pid: int, fds: list[int]) -> None:
         waiting = self._starting.pop(number, None)
         if waiting is None or waiting.done():
             messages.close_all(_taken(fds, len(fds)))
             self.send_signal(number, signal.SIGKILL)
             return
         terminal = _taken(fds, 1)[0] if fds else None
-        program = self._programs[number] = NamespaceProgram(self, number, terminal)
+        program = self._programs[number] = NamespaceProgram(self, number, pid, terminal)
         waiting.set_result(program)
 
-    def _on_refused(self, number: int, code: int, text: str) -> None:
+    def _on_refused(self, number: int, reason: SandboxError) -> None:
         waiting = self._starting.pop(number, None)
         if waiting is not None and not waiting.done():
-            waiting.set_exception(SandboxError(text) if code else ProgramNotFoundError(text))
+            waiting.set_exception(reason)
 
     def _watch(self, process: str, pidfd: int) -> None:
         self._processes[process] = pidfd
@@ -237,7 +316,8 @@ class NamespaceBox:
         if not self._ready.done():
             self._ready.set_exception(SandboxError(self._failure))
             self._ready.exception()  # retrieved here: nobody need be waiting for it
-        for waiting in self._starting.values():
+        unanswered: list[asyncio.Future[Any]] = [*self._starting.values(), *self._orders.values()]
+        for waiting in unanswered:
             if not waiting.done():
                 waiting.set_exception(SandboxError(self._failure))
         for program in self._programs.values():
@@ -252,6 +332,19 @@ def _taken(fds: list[int], count: int) -> list[int]:
     taken = fds[:]
     fds.clear()
     return taken
+
+
+def _end_unwanted(program: NamespaceProgram) -> None:
+    program.send_signal(signal.SIGKILL)
+    if program.terminal is not None:
+        os.close(program.terminal)
+
+
+def _refusal(message: Message) -> SandboxError:
+    text = str(message["error"])
+    if message["paused"]:
+        return BoxPausedError(text)
+    return ProgramRefusedError(text) if int(message["errno"]) else ProgramNotFoundError(text)
 
 
 def _listeners(fds: list[int]) -> Listeners:

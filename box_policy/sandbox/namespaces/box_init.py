@@ -9,27 +9,34 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import struct
 import termios
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from box_policy.sandbox.launcher import SandboxError
 from box_policy.sandbox.namespaces import messages, network, syscalls, workload
 from box_policy.sandbox.namespaces.diagnosis import describe
 from box_policy.sandbox.namespaces.filesystem import HostFiles, RootBuilder
 from box_policy.sandbox.namespaces.host_files import own_etc_files
 from box_policy.sandbox.namespaces.identity import Identity
+from box_policy.sandbox.namespaces.pause import Pause
 from box_policy.sandbox.namespaces.user_namespaces import NewUserNamespace, write
 
 # Limits of U1: U2 is the only user namespace there will ever be below it, and nothing in it makes a
 # namespace of any other kind.
 _LIMITS = {"user": 1} | dict.fromkeys(("cgroup", "ipc", "mnt", "net", "pid", "time", "uts"), 0)
-# When memory runs out, a box goes before the programs of the host (choom(1); the range ends at 1000).
+# When memory runs out, the programs of a box go first: before its pid 1, and before the programs of the
+# host (choom(1); the range ends at 1000).
 _OOM_SCORE_ADJUSTMENT = 500
 _REPORT_SIZE = 4096
+SPARE_PROCESSES = 16
+"""How many more than its programs may be there at one time: what makes a box, and the file workers."""
+_PAUSED = "the box is paused"
 
 
 def run(
@@ -47,32 +54,62 @@ def run(
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.set_process_name("box-init")
         os.umask(0o022)
-        user_namespace = _make_box(host, who, request)
+        user_namespace, oom_score = _make_box(host, who, request)
         # No program of the box may trace this process or see what it has open.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        _Init(control, alive, user_namespace, seccomp).serve()
+        parts = _Parts(user_namespace, oom_score, seccomp, request["limits"].get("pids"))
+        _Init(control, alive, parts).serve()
     except BaseException as error:
         messages.send_last(control, {"event": "failed", "error": describe(error)})
     finally:
         os._exit(1)
 
 
-def _make_box(host: HostFiles, who: Identity, request: dict[str, Any]) -> int:
-    """Make everything but the network; return a descriptor of U2."""
-    new_user_namespace = NewUserNamespace()
+class _Parts(NamedTuple):
+    """What pid 1 starts programs with."""
+
+    user_namespace: int
+    """A descriptor of U2."""
+    oom_score: int
+    """A descriptor of its own oom_score_adj, which it could not open any more."""
+    seccomp: bytes
+    pids: int | None
+
+
+def _make_box(host: HostFiles, who: Identity, request: dict[str, Any]) -> tuple[int, int]:
+    """Make everything but the network; return descriptors of U2 and of this process's oom_score_adj."""
+    pids: int | None = request["limits"].get("pids")
+    new_user_namespace = NewUserNamespace() if pids is None else _bounded_user_namespace(pids)
     hostname: str = request["hostname"]
     own_files = own_etc_files(hostname, network.ADDRESS_4, network.NAMESERVER)
-    root = RootBuilder(host, own_files, who.box_root, request["scratch_bytes"])
+    root = RootBuilder(host, own_files, who.box_root, request["scratch_bytes"], request["directories"])
     root.build()
     user_namespace = new_user_namespace.map(who.inner_map, who.inner_map, root.proc)
     # By the host's /proc, which is still mounted: the limits are those of the writer's namespace.
     for kind, limit in _LIMITS.items():
         with contextlib.suppress(FileNotFoundError):  # a kind that this kernel does not have
             write(f"/proc/sys/user/max_{kind}_namespaces", str(limit))
-    write(f"{root.proc}/self/oom_score_adj", str(_OOM_SCORE_ADJUSTMENT))
+    oom_score = os.open(f"{root.proc}/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     socket.sethostname(hostname)
     root.enter()
-    return user_namespace
+    if request["rootfs"] is not None and not os.access("/bin/sh", os.X_OK):
+        raise SandboxError(f"{request['rootfs']} is no root of a Linux system: there is no /bin/sh in it")
+    return user_namespace, oom_score
+
+
+def _bounded_user_namespace(pids: int) -> NewUserNamespace:
+    """U2 with room for so many processes, of all its users together.
+
+    The kernel takes the bound from RLIMIT_NPROC of whoever makes a user namespace, and holds everything
+    in it to that. RLIMIT_NPROC of a program alone would bound each user of the box by itself.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    limit = pids + SPARE_PROCESSES
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit if hard < 0 else min(limit, hard), hard))
+    try:
+        return NewUserNamespace()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
 
 
 @dataclass(slots=True)
@@ -90,11 +127,11 @@ class _Starting:
 class _Init:
     """The event loop of pid 1."""
 
-    def __init__(self, control: socket.socket, alive: int, user_namespace: int, seccomp: bytes) -> None:
+    def __init__(self, control: socket.socket, alive: int, parts: _Parts) -> None:
         self._control = control
         self._alive = alive
-        self._user_namespace = user_namespace
-        self._seccomp = seccomp
+        self._parts = parts
+        self._pause = Pause()
         self._starting: dict[int, _Starting] = {}  # by report pipe
         self._programs: dict[int, int] = {}  # id of each running program, by pid
         self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -115,10 +152,10 @@ class _Init:
                 elif fd == self._wakeup:
                     os.read(self._wakeup, 4096)
                     self._reap()
-                elif fd in self._starting:
-                    self._finish_start(fd)
-                else:
+                elif fd == self._control.fileno():
                     self._take_request()
+                elif fd in self._starting:  # it may just have been given up
+                    self._finish_start(fd)
 
     def _take_request(self) -> None:
         received = messages.receive(self._control)
@@ -126,14 +163,45 @@ class _Init:
             os._exit(0)
         request, fds = received
         try:
-            if request["op"] == "start":
-                self._start(request, fds)
-            else:
+            operation = request["op"]
+            if operation == "signal":
                 self._signal(request["id"], request["number"])
+            elif operation == "pause":
+                self._pause.begin()
+                self._refuse_starts()
+                self._tell_done(request["id"])
+            elif operation == "resume":
+                self._pause.end()
+                self._tell_done(request["id"])
+            elif self._pause.is_on:
+                self._refuse(request["id"], errno.EAGAIN, _PAUSED)
+            else:
+                self._start(request, fds)
         finally:
             messages.close_all(fds)
 
+    def _refuse_starts(self) -> None:
+        """Refuse the starts under way, whose children have been stopped before they ran their program."""
+        for report, child in tuple(self._starting.items()):
+            self._finish_start(report) if _can_be_read(report) else self._give_up(report, child)
+
+    def _give_up(self, report: int, child: _Starting) -> None:
+        # Should it have reached exec() just now: it is stopped, and ends before it does anything.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+        self._forget_start(report)
+        self._refuse(child.id, errno.EAGAIN, _PAUSED)
+        if child.master is not None:
+            os.close(child.master)
+
+    def _forget_start(self, report: int) -> _Starting:
+        self._poll.unregister(report)
+        os.close(report)
+        return self._starting.pop(report)
+
     def _signal(self, program: int, number: int) -> None:
+        if self._pause.is_on and number == signal.SIGCONT:
+            return  # resuming does it
         for pid, running in self._programs.items():
             if running == program:
                 with contextlib.suppress(ProcessLookupError):
@@ -150,18 +218,38 @@ class _Init:
                 stdio = self._stdio(request["stdio"], fds, terminal, stack)
                 report, writer = os.pipe()
                 stack.callback(os.close, writer)
-                pid = os.fork()
+                pid = self._fork()
             except OSError as error:
-                self._refuse(
-                    request["id"], error.errno or errno.EIO, f"{request['argv'][0]}: {error.strerror}"
-                )
+                what = request["argv"][0] if "argv" in request else "an operation on files"
+                self._refuse(request["id"], error.errno or errno.EIO, f"{what}: {error.strerror}")
                 if master is not None:
                     os.close(master)
                 return
             if pid == 0:
-                workload.run(request, stdio, terminal, writer, self._user_namespace, self._seccomp)
+                parts = self._parts
+                workload.run(
+                    request,
+                    stdio,
+                    terminal,
+                    writer,
+                    parts.user_namespace,
+                    parts.seccomp,
+                    parts.pids,
+                )
         self._starting[report] = _Starting(request["id"], pid, master)
         self._poll.register(report, select.POLLIN)
+
+    def _fork(self) -> int:
+        # A child can't change its score before exec(): as a process that must not be traced, it may not
+        # open what is its own in /proc.
+        os.write(self._parts.oom_score, str(_OOM_SCORE_ADJUSTMENT).encode())
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                os.write(self._parts.oom_score, b"0")
+        return pid
 
     @staticmethod
     def _stdio(
@@ -176,15 +264,13 @@ class _Init:
 
     def _finish_start(self, report: int) -> None:
         refusal = os.read(report, _REPORT_SIZE)
-        self._poll.unregister(report)
-        os.close(report)
-        child = self._starting.pop(report)
+        child = self._forget_start(report)
         if refusal:
             reason = json.loads(refusal)
             self._refuse(child.id, reason["errno"], reason["error"])
         else:
             handed = [] if child.master is None else [child.master]
-            messages.send(self._control, {"event": "started", "id": child.id}, handed)
+            messages.send(self._control, {"event": "started", "id": child.id, "pid": child.pid}, handed)
             if child.status is None:
                 self._programs[child.pid] = child.id
             else:
@@ -193,7 +279,11 @@ class _Init:
             os.close(child.master)
 
     def _refuse(self, program: int, number: int, text: str) -> None:
-        messages.send(self._control, {"event": "refused", "id": program, "errno": number, "error": text})
+        answer = {"event": "refused", "id": program, "errno": number, "error": text}
+        messages.send(self._control, answer | {"paused": self._pause.is_on})
+
+    def _tell_done(self, order: int) -> None:
+        messages.send(self._control, {"event": "done", "id": order, "paused": self._pause.is_on})
 
     def _tell_end(self, program: int, status: int) -> None:
         messages.send(self._control, {"event": "ended", "id": program, "status": status})
@@ -214,6 +304,12 @@ class _Init:
             for child in self._starting.values():
                 if child.pid == pid:
                     child.status = code
+
+
+def _can_be_read(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _open_terminal(rows: int, columns: int) -> tuple[int, int]:

@@ -5,14 +5,15 @@ the box's own unprivileged user, from those descriptors and not by path again.
 """
 
 # Paths are strings here, as system calls take them.
-# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH110, PTH120, PTH211
+# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH110, PTH112, PTH116, PTH120, PTH211
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from box_policy.sandbox.launcher import SandboxError
+from box_policy.sandbox.launcher import BoxSpec, SandboxError
 from box_policy.sandbox.namespaces import host_files, syscalls
 from box_policy.sandbox.namespaces.host_files import Directory, Entry, EtcFiles, HostFile, HostTree, Link
 
@@ -130,44 +131,70 @@ class Workdir:
             os.close(self._fd)
 
 
-def open_host_files(read_only: Sequence[str], etc: EtcFiles, workdir: int | None) -> HostFiles:
-    """Open what a box shows of the host. Call it in the box's mount namespace, as the caller's user."""
+def open_host_files(
+    read_only: Sequence[str], etc: EtcFiles, workdir: int | None, rootfs: str | None
+) -> HostFiles:
+    """Open what a box shows of the host. Call it in the box's mount namespace, as the caller's user.
+
+    ``rootfs`` is a host directory from which the system's directories come in place of the host's.
+    """
+    root = "" if rootfs is None else _root_of_a_system(rootfs)
+    if root:
+        etc = host_files.survey_etc_of(root)
     with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         points = host_files.mount_points(file.read())
     entries: list[Entry] = []
     for path in host_files.SYSTEM_DIRECTORIES:
-        entries.extend(host_files.expose(path, points))
+        entries.extend(host_files.expose(path, points, root))
     masked = list(etc.masked)
-    for path in _outermost(read_only):
-        _check_read_only(path)
+    for path in _outermost(read_only, beside=() if root else host_files.SYSTEM_DIRECTORIES):
+        _check_read_only(path, own=(*_RESERVED, *host_files.SYSTEM_DIRECTORIES) if root else _RESERVED)
         entries.extend(host_files.expose(path, points))
         masked.extend(host_files.settings_to_mask(path))
-    entries.extend(entry for path in etc.trees for entry in host_files.expose(path, points))
+    entries.extend(entry for path in etc.trees for entry in host_files.expose(path, points, root))
     opened = HostFiles([], [], [], masked, etc, workdir)
     for entry in entries:
         if isinstance(entry, HostTree):
-            opened.trees.append(_open(entry.path))
+            opened.trees.append(_open(entry, root))
         elif isinstance(entry, HostFile):
-            opened.files.append(_open(entry.path))
+            opened.files.append(_open(entry, root))
         else:
             opened.made.append(entry)
     return opened
 
 
-def _outermost(paths: Iterable[str]) -> list[str]:
-    """Paths in order, without those that lie inside another of them or a system directory."""
+def _root_of_a_system(path: str) -> str:
+    """The real path of a directory, "" for the host's own root. SandboxError if it is none."""
+    try:
+        real = os.path.realpath(path, strict=True)
+        if not stat.S_ISDIR(os.stat(real).st_mode):
+            raise SandboxError(f"root file system {path}: not a directory")
+    except OSError as error:
+        raise SandboxError(f"root file system {path}: {error.strerror}") from None
+    return real.rstrip("/")
+
+
+def own_directories(spec: BoxSpec) -> list[str]:
+    """The directories to make in a box. SandboxError for one that isn't in the box's own writable ones."""
+    own = [path for path in _SCRATCH if path != WORKSPACE or spec.workdir is None]
+    for path in spec.directories:
+        if os.path.normpath(path) != path or not path.startswith(tuple(f"{top}/" for top in own)):
+            raise SandboxError(f"{path} can't be made in a box: it isn't in one of {', '.join(own)}")
+    return list(spec.directories)
+
+
+def _outermost(paths: Iterable[str], beside: Sequence[str]) -> list[str]:
+    """Paths in order, without those that lie inside another of them or of ``beside``."""
     kept: list[str] = []
     for path in sorted(os.path.normpath(path) for path in paths):
-        if not any(
-            path == outer or path.startswith(outer + "/") for outer in (*kept, *host_files.SYSTEM_DIRECTORIES)
-        ):
+        if not any(path == outer or path.startswith(outer + "/") for outer in (*kept, *beside)):
             kept.append(path)
     return kept
 
 
-def _check_read_only(path: str) -> None:
-    hides = any(path == own or own.startswith(path.rstrip("/") + "/") for own in (*_SCRATCH, *_RESERVED))
-    if hides or any(path.startswith(own + "/") for own in _RESERVED):
+def _check_read_only(path: str, own: Sequence[str]) -> None:
+    hides = any(path == held or held.startswith(path.rstrip("/") + "/") for held in (*_SCRATCH, *own))
+    if hides or any(path.startswith(held + "/") for held in own):
         raise SandboxError(f"{path} can't be shown in a box: the box has its own directory there")
     try:
         mode = os.lstat(path).st_mode
@@ -177,30 +204,55 @@ def _check_read_only(path: str) -> None:
         raise SandboxError(f"{path} can't be shown in a box: neither a directory nor a file")
 
 
-def _open(path: str) -> OpenedTree:
+def _open(entry: HostTree | HostFile, root: str) -> OpenedTree:
     try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if root and entry.source == root + entry.path:
+            fd = _open_beneath(root, entry.path)
+        else:
+            fd = os.open(entry.source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
+            wanted = stat.S_ISDIR if isinstance(entry, HostTree) else stat.S_ISREG
+            if not wanted(os.fstat(fd).st_mode):
+                # Replaced meanwhile. A host's socket, mounted as a file, could be connected to.
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             mount = syscalls.clone_mount(fd)
+            # The box's mount is a new one and would lose what the host's forbids.
+            no_exec = bool(os.fstatvfs(fd).f_flag & os.ST_NOEXEC)
         finally:
             os.close(fd)
-        # The box's mount is a new one and would lose what the host's forbids.
-        no_exec = bool(os.statvfs(path).f_flag & os.ST_NOEXEC)
     except OSError as error:
-        raise SandboxError(f"{path} can't be shown in a box: {error.strerror}") from None
-    return OpenedTree(path, mount, no_exec)
+        raise SandboxError(f"{entry.source} can't be shown in a box: {error.strerror}") from None
+    return OpenedTree(entry.path, mount, no_exec)
+
+
+def _open_beneath(root: str, path: str) -> int:
+    """Open ``path`` below ``root`` without following any link: who changes one just now shows nothing."""
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for name in path.strip("/").split("/"):
+        above = fd
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        finally:
+            os.close(above)
+    return fd
 
 
 class RootBuilder:
     """Builds the file system and enters it. ``root_id`` is the box's root, as pid 1 numbers it."""
 
     def __init__(
-        self, host: HostFiles, own_files: dict[str, bytes], root_id: int, scratch_bytes: int
+        self,
+        host: HostFiles,
+        own_files: dict[str, bytes],
+        root_id: int,
+        scratch_bytes: int,
+        directories: Sequence[str],
     ) -> None:
         self._host = host
         self._own_files = own_files
         self._root_id = root_id
         self._scratch_bytes = scratch_bytes
+        self._directories = directories
 
     @property
     def proc(self) -> str:
@@ -272,6 +324,14 @@ class RootBuilder:
             os.chown(source, self._root_id, self._root_id)
             syscalls.mount(source, self._at(path), None, syscalls.MS_BIND)
         syscalls.detach(stage)
+        for path in self._directories:
+            self._make_directory(path)
+
+    def _make_directory(self, path: str) -> None:
+        if not os.path.isdir(self._at(path)):
+            self._make_directory(os.path.dirname(path))
+            os.mkdir(self._at(path))
+            os.chown(self._at(path), self._root_id, self._root_id)
 
     def _make_host_files(self) -> None:
         for made in self._host.made:

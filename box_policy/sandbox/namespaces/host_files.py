@@ -84,16 +84,18 @@ _CREDENTIAL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class HostTree:
-    """A host directory without mounts inside it, to be overlaid at the same path."""
+    """A host directory without mounts inside it, to be overlaid at ``path``."""
 
     path: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
 class HostFile:
-    """A host file to be mounted at the same path."""
+    """A host file to be mounted at ``path``."""
 
     path: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,32 +132,33 @@ def holds_credentials(content: bytes) -> bool:
     return _CREDENTIAL.search(content) is not None
 
 
-def expose(path: str, mount_points: Iterable[str]) -> Iterator[Entry]:
-    """What to make in a box so that the host's ``path`` is seen at the same path.
+def expose(path: str, mount_points: Iterable[str], root: str = "") -> Iterator[Entry]:
+    """What to make in a box so that ``path`` is seen as it is below the host directory ``root``.
 
     An overlay shows one file system, and the kernel refuses one whose mounts it would uncover. So a
     directory that has mounts inside is made anew, and each of its entries shown by itself.
     """
+    source = root + path
     try:
-        status = os.lstat(path)
+        status = os.lstat(source)
     except OSError:
         return
     if stat.S_ISLNK(status.st_mode):
-        yield Link(path, os.readlink(path))
+        yield Link(path, os.readlink(source))
     elif stat.S_ISREG(status.st_mode):
-        yield HostFile(path)
+        yield HostFile(path, source)
     elif stat.S_ISDIR(status.st_mode):
-        inside = [point for point in mount_points if point.startswith(path.rstrip("/") + "/")]
+        inside = [point for point in mount_points if point.startswith(source.rstrip("/") + "/")]
         if not inside:
-            yield HostTree(path)
+            yield HostTree(path, source)
             return
         yield Directory(path)
         try:
-            names = sorted(os.listdir(path))
+            names = sorted(os.listdir(source))
         except OSError:
             return
         for name in names:
-            yield from expose(os.path.join(path, name), inside)
+            yield from expose(os.path.join(path, name), inside, root)
 
 
 def mount_points(mountinfo: str) -> list[str]:
@@ -250,6 +253,44 @@ def settings_to_mask(prefix: str) -> list[str]:
         except OSError:
             masked.append(path)
     return masked
+
+
+def survey_etc_of(root: str) -> EtcFiles:
+    """The same for the /etc of another system, whose root is the host directory ``root``.
+
+    No link is followed: its target is looked for in the box, where it is what it is in that system, and
+    not on the host.
+    """
+    result = EtcFiles()
+    etc = os.path.join(root, "etc")
+    try:
+        names = sorted(os.listdir(etc)) if stat.S_ISDIR(os.lstat(etc).st_mode) else []
+    except OSError:
+        return result
+    for name in names:
+        if name in _ETC_NAMES or name.startswith(_ETC_PREFIXES):
+            try:
+                _survey_other_entry(root, f"/etc/{name}", result)
+            except OSError:
+                continue  # vanished, or not ours to read
+    return result
+
+
+def _survey_other_entry(root: str, path: str, result: EtcFiles) -> None:
+    source = root + path
+    status = os.lstat(source)
+    if stat.S_ISLNK(status.st_mode):
+        result.links[path] = os.readlink(source)
+    elif stat.S_ISDIR(status.st_mode) and _is_public(status):
+        result.trees.append(path)
+        masked = _to_mask(source, os.path.basename(path) in _ETC_SETTINGS)
+        result.masked.extend(found.removeprefix(root) for found in masked)
+    elif stat.S_ISREG(status.st_mode) and _is_public(status) and status.st_size <= _COPY_LIMIT:
+        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            content = file.read(_COPY_LIMIT)
+        if os.path.basename(path) == "ld.so.cache" or not holds_credentials(content):
+            result.files[path] = content
 
 
 def own_etc_files(hostname: str, address: str, nameserver: str) -> dict[str, bytes]:

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 from box_policy.sandbox.launcher import BoxSpec, SandboxError
-from box_policy.sandbox.namespaces import seccomp
+from box_policy.sandbox.namespaces import limits, seccomp
 from box_policy.sandbox.namespaces.box import CLOSE_TIMEOUT, NamespaceBox
+from box_policy.sandbox.namespaces.box_groups import remove_left_by
 from box_policy.sandbox.namespaces.channel import Channel
+from box_policy.sandbox.namespaces.filesystem import own_directories
 from box_policy.sandbox.namespaces.messages import Message, MessageError
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -45,17 +47,20 @@ class NamespaceLauncher:
         if _HOSTNAME.fullmatch(spec.hostname) is None:
             raise SandboxError(f"{spec.hostname!r} is no host name: letters, digits and hyphens, at most 63")
         request = {
+            "rootfs": None if spec.rootfs is None else _absolute(spec.rootfs),
+            "limits": limits.request(spec.limits),
             "workdir": None if spec.workdir is None else _absolute(spec.workdir),
             "read_only": [_absolute(path) for path in spec.read_only],
             "hostname": spec.hostname,
             "scratch_bytes": spec.scratch_bytes,
+            "directories": own_directories(spec),
         }
         if spec.scratch_bytes <= 0:
             raise SandboxError(f"{spec.scratch_bytes} bytes are too few for a box's own directories")
         zygote = self._running_zygote()
         control, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far_end:
-            box = NamespaceBox(spec.id, control)
+            box = NamespaceBox(spec, control)
             self._boxes.add(box)
             try:
                 zygote.request(request, far_end.fileno())
@@ -128,6 +133,7 @@ class _Zygote:
                 near_end.close()
                 raise SandboxError(f"{sys.executable} could not be started: {error.strerror}") from None
         self._channel = Channel(near_end, self._on_message, self._on_end)
+        self._may_have_groups = False
         self._ended = asyncio.get_running_loop().create_future()
 
     @property
@@ -148,6 +154,7 @@ class _Zygote:
 
     def request(self, request: Message, control: int) -> None:
         """Ask for a box whose processes answer on ``control``."""
+        self._may_have_groups |= bool(request["limits"])
         self._channel.send(request, [control])
 
     async def close(self) -> None:
@@ -164,3 +171,6 @@ class _Zygote:
 
     def _on_end(self) -> None:
         self._ended.set_result(None)
+        if self._may_have_groups:
+            # It was killed. Its boxes end with it, and it can't clean up after them.
+            asyncio.get_running_loop().run_in_executor(None, remove_left_by, self._process.pid)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from box_policy.sandbox.launcher import Listeners
-from box_policy.sandbox.namespaces import box_init, filesystem, identity, messages, network, syscalls
+from box_policy.sandbox.namespaces import box_init, filesystem, identity, limits, messages, network, syscalls
+from box_policy.sandbox.namespaces.cgroups import Cgroups
 from box_policy.sandbox.namespaces.diagnosis import describe
 from box_policy.sandbox.namespaces.filesystem import Workdir
 from box_policy.sandbox.namespaces.host_files import EtcFiles
@@ -30,11 +31,14 @@ _NAMESPACES = (
 
 
 class BoxParts(NamedTuple):
-    """What every box is made of, prepared once by the zygote."""
+    """What a box is made of, prepared by the zygote."""
 
     network: NetworkMessages
     etc: EtcFiles
     seccomp: bytes
+    cgroups: Cgroups | None
+    cgroup: str
+    """The name of the box's groups."""
 
 
 def run(control: socket.socket, zygote_pid: int, request: dict[str, Any], parts: BoxParts) -> NoReturn:
@@ -60,6 +64,10 @@ def _die_with(parent: int) -> None:
 
 
 def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], parts: BoxParts) -> None:
+    # First of all: everything that comes from here on is of these groups, and sees none above them.
+    limited = _join_cgroups(request["limits"], parts)
+    memory = request["limits"]["memory"] if "memory" in limited else None
+    request["scratch_bytes"] = limits.scratch_bytes(request["scratch_bytes"], memory)
     workdir_path: str | None = request["workdir"]
     who = identity.choose_identity(
         os.geteuid(),
@@ -83,7 +91,7 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
     syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     if workdir_path is not None and workdir is None:
         workdir = Workdir(workdir_path).mount()
-    host = filesystem.open_host_files(request["read_only"], parts.etc, workdir)
+    host = filesystem.open_host_files(request["read_only"], parts.etc, workdir, request["rootfs"])
     if mapper is None:
         map_self(who)
     else:
@@ -106,7 +114,7 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
     os.close(alive)
     host.close()
     # The file system and the network are made at the same time, by two processes.
-    _hand_over(control, pid, network.make_network(parts.network, families))
+    _hand_over(control, pid, network.make_network(parts.network, families), limited)
     control.close()
     _wait_for(pid)
 
@@ -136,9 +144,16 @@ def _leave_stdio() -> None:
     os.close(null)
 
 
-def _hand_over(control: socket.socket, init_pid: int, listeners: Listeners) -> None:
+def _join_cgroups(wanted: dict[str, float], parts: BoxParts) -> dict[str, int]:
+    if parts.cgroups is None:
+        return {}
+    spare = {"pids": wanted["pids"] + box_init.SPARE_PROCESSES} if "pids" in wanted else {}
+    return parts.cgroups.join(parts.cgroup, wanted | spare)
+
+
+def _hand_over(control: socket.socket, init_pid: int, listeners: Listeners, limited: dict[str, int]) -> None:
     init = os.pidfd_open(init_pid)
     fds = [sock.fileno() for sock in (*listeners.tcp, *listeners.dns_udp, *listeners.dns_tcp)]
-    messages.send(control, {"event": "network"}, [init, *fds])
+    messages.send(control, {"event": "network", "cgroups": limited}, [init, *fds])
     listeners.close()
     os.close(init)

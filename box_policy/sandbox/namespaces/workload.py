@@ -16,7 +16,7 @@ import termios
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from box_policy.sandbox.namespaces import syscalls
+from box_policy.sandbox.namespaces import file_worker, syscalls
 from box_policy.sandbox.namespaces.filesystem import HOME
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -49,11 +49,13 @@ def run(
     report: int,
     user_namespace: int,
     seccomp: bytes,
+    pids: int | None,
 ) -> NoReturn:
-    """Become the program that ``request`` names.
+    """Become the program that ``request`` names, or do the operation on files that it holds.
 
-    ``stdio`` becomes 0, 1 and 2; ``terminal``, if any, the controlling one. ``report`` closes once the
-    program runs; if it can't run, it first carries the errno and a text.
+    ``pids`` bounds the processes of the user that it runs as. ``stdio`` becomes 0, 1 and 2; ``terminal``,
+    if any, the controlling one. ``report`` closes once the program runs; if it can't run, it first
+    carries the errno and a text.
     """
     try:
         os.setsid()
@@ -63,8 +65,14 @@ def run(
             os.dup2(fd, target)
         _close_all_but(report, user_namespace)
         _reset_signals()
+        if pids is not None:
+            # Before the change of user, which is where the kernel looks whether one more may start.
+            limit_processes(pids)
         _enter(user_namespace)
         _confine(seccomp)
+        if "files" in request:
+            os.close(report)
+            file_worker.run(request["files"])
         _execute(request)
     except StartError as error:
         _refuse(report, error.number, str(error))
@@ -74,6 +82,13 @@ def run(
         _refuse(report, errno.EIO, repr(error))
     finally:
         os._exit(127)
+
+
+def limit_processes(number: int) -> None:
+    """Set RLIMIT_NPROC, getrlimit(2), to ``number`` or what it is, if that is less."""
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    limit = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
 
 
 def _refuse(report: int, number: int, text: str) -> None:

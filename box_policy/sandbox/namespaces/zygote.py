@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from box_policy.sandbox.namespaces import host_files, messages, outer, seccomp, syscalls
+from box_policy.sandbox.namespaces.box_groups import BoxGroups
+from box_policy.sandbox.namespaces.cgroups import ZYGOTE
 from box_policy.sandbox.namespaces.network import NetworkMessages
 from box_policy.sandbox.namespaces.outer import BoxParts
 
@@ -25,7 +27,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # A box sees the command line of its pid 1, and with it where on this machine Python lies.
     syscalls.set_command_line("box")
-    syscalls.set_process_name("box-zygote")
+    syscalls.set_process_name(ZYGOTE)
     architecture = seccomp.native_architecture()
     if architecture is None:
         sys.exit("box-policy: no system call filter for this processor; only x86_64 and aarch64 have one")
@@ -34,22 +36,30 @@ def main() -> NoReturn:
     etc_changed = _etc_changed()
     etc = host_files.survey_etc()
     own_pid = os.getpid()
+    groups = BoxGroups()
     # A collection in a forked process would write to, and so copy, every page of this one's objects.
     gc.collect()
     gc.freeze()
     gc.disable()
     while True:
+        groups.remove_ended_until_readable(server.fileno())
         received = messages.receive(server)
         if received is None:
+            groups.close()
             os._exit(0)
         request, fds = received
         if etc_changed != (etc_changed := _etc_changed()):
             etc = host_files.survey_etc()
+        cgroups, name = groups.prepare(request["limits"])
         pid = os.fork()
         if pid == 0:
             server.close()
+            groups.leave()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            outer.run(socket.socket(fileno=fds[0]), own_pid, request, BoxParts(network, etc, program))
+            outer.run(
+                socket.socket(fileno=fds[0]), own_pid, request, BoxParts(network, etc, program, cgroups, name)
+            )
+        groups.watch(name, pid)
         messages.close_all(fds)
 
 
