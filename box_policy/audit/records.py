@@ -42,6 +42,8 @@ class Outcome(StrEnum):
     """It isn't one, or can't be trusted; the one before stays in force."""
     MISSING = "missing"
     """Its file has gone; the one before stays in force."""
+    REMOVED = "removed"
+    """It is in force no more: its box has gone."""
 
 
 class Protocol(StrEnum):
@@ -141,16 +143,16 @@ class Record:
 
 @dataclass(slots=True, kw_only=True)
 class PolicyRecord:
-    """What became of a policy that was put, or that a file held."""
+    """What became of a policy that was put, or that a file held, or whose box has gone."""
 
     box: str
     generation: int
-    """Of the policy that is in force now."""
+    """Of the policy that is in force now, or was the last."""
     outcome: Outcome
     source: str
-    """Who offered it: ``control``, or the file's path."""
+    """Who offered it, or removed the box: ``control``, ``service``, or the file's path."""
     detail: str = ""
-    """What is wrong with it; what it is, and how many connections it cut."""
+    """What is wrong with it; what it is, and how many connections it cut; why the box has gone."""
     time: float = field(default_factory=time.time)
     event: Event = Event.POLICY
 

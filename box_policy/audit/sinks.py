@@ -175,4 +175,6 @@ def _policy_line(record: PolicyRecord) -> str:
     said = f": {record.detail}" if record.detail else ""
     if record.outcome is Outcome.ACCEPTED:
         return f"policy {record.box} generation {record.generation} from {record.source}{said}"
+    if record.outcome is Outcome.REMOVED:
+        return f"policy {record.box} removed{said}"
     return f"policy {record.box} {record.outcome}, generation {record.generation} stays{said}"

@@ -147,6 +147,8 @@ def _policy_line(said: Mapping[str, str], box: str) -> str:
     detail = f": {said['detail']}" if "detail" in said else ""
     if outcome == Outcome.ACCEPTED:
         return f"policy {box} generation {generation} from {said.get('source', '?')}{detail}"
+    if outcome == Outcome.REMOVED:
+        return f"policy {box} removed{detail}"
     colour = typer.style(outcome, fg="red")
     # What is wrong with a whole directory is no box's.
     return (

@@ -1,4 +1,4 @@
-"""Serves the control API on a unix socket, or on a TCP address with a token."""
+"""Serves an ASGI app, the control API above all, on a unix socket or on a TCP address with a token."""
 
 import asyncio
 import socket
@@ -12,12 +12,15 @@ from uvicorn.server import ServerState
 from box_policy.control.http.address import (
     ControlAddress,
     ControlError,
+    InheritedAddress,
+    ListeningAddress,
     TcpAddress,
     UnixAddress,
     parse_control_address,
 )
 from box_policy.control.http.admission import Admission
 from box_policy.control.http.answers import Answering
+from box_policy.control.http.departures import Departures
 from box_policy.control.http.guard import Guard, check_token, peer_refusal
 from box_policy.control.http.listening import BACKLOG, Listening
 from box_policy.control.http.protocol import BODY_SLICE, Bounds, ControlProtocol, Shared
@@ -28,6 +31,8 @@ __all__ = [
     "ControlAddress",
     "ControlError",
     "Endpoint",
+    "InheritedAddress",
+    "ListeningAddress",
     "TcpAddress",
     "UnixAddress",
     "parse_control_address",
@@ -48,17 +53,20 @@ class Endpoint:
 
     def __init__(
         self,
-        address: ControlAddress,
+        address: ListeningAddress,
         app: ASGIApp,
         *,
         token: str | None = None,
         foreign: Callable[[int], bool] | None = None,
         bounds: Bounds | None = None,
+        websockets: bool = False,
     ) -> None:
         """Take what is to be served, and to whom.
 
         Args:
             token: what each request must carry; needed on TCP.
+            websockets: whether the app is asked for websockets too; where not, who asks for one is answered
+                as if it hadn't.
             foreign: says whether a network namespace, by its SO_NETNS_COOKIE, is a box's. Processes in it
                 are not served on a unix socket.
 
@@ -77,6 +85,8 @@ class Endpoint:
         self._token = token
         self._foreign = foreign
         self._bounds = bounds or Bounds()
+        self._websockets = websockets
+        self._departures = Departures()
         self._state = ServerState()
         self._listening: Listening | None = None
         self._server: asyncio.Server | None = None
@@ -90,7 +100,7 @@ class Endpoint:
         """
         self._listening = Listening(self.address)
         self.address = self._listening.address
-        if self._foreign is not None and isinstance(self.address, UnixAddress):
+        if self._foreign is not None and not isinstance(self.address, TcpAddress):
             try:
                 netns_cookie(self._listening.socket)
             except OSError:
@@ -128,6 +138,8 @@ class Endpoint:
             guard=Guard(self.address, self._token),
             admission=Admission(self._bounds.connections),
             peer_refusal=self._peer_refusal,
+            websockets=self._websockets,
+            departures=self._departures,
             closed=self._closed,
             scratch=bytearray(BODY_SLICE),
         )
@@ -165,9 +177,10 @@ class Endpoint:
         await _settled(self._state.tasks, _GRACE)
         for task in list(self._state.tasks):
             task.cancel()
+        self._departures.close()
 
     def _peer_refusal(self, sock: socket.socket) -> str | None:
-        return peer_refusal(sock, self._foreign) if isinstance(self.address, UnixAddress) else None
+        return None if isinstance(self.address, TcpAddress) else peer_refusal(sock, self._foreign)
 
 
 async def _settled(tasks: set[asyncio.Task[None]], within: float) -> None:

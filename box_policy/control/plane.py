@@ -2,16 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from box_policy.audit.metrics import Metrics
 from box_policy.audit.sinks import Audit
 from box_policy.audit.stream import RecordStream
 from box_policy.control.api import Activity, Backend, make_app
-from box_policy.control.endpoint import ControlAddress, Endpoint
+from box_policy.control.endpoint import Bounds, Endpoint, ListeningAddress
 from box_policy.control.file_source import FileSource
 from box_policy.control.store import PolicyStore
 from box_policy.gate.gate import Gate
@@ -56,8 +58,19 @@ class ControlPlane:
         source.load()
         self._source = source
 
-    def listen(self, address: ControlAddress, token: str | None) -> ControlAddress:
+    def listen(
+        self,
+        address: ListeningAddress,
+        token: str | None,
+        *,
+        beside: Mapping[str, ASGIApp] | None = None,
+        bounds: Bounds | None = None,
+    ) -> ListeningAddress:
         """Open the endpoint. Returns its address, which has a port now if it had none.
+
+        Args:
+            beside: other apps that the endpoint serves, by the prefix of their paths.
+            bounds: what its peers may cost.
 
         Raises:
             ControlError: it can't be had like this. The message says what to do.
@@ -76,7 +89,15 @@ class ControlPlane:
             ready=self._ready,
             file_sources=source.status if source is not None else lambda: (),
         )
-        endpoint = Endpoint(address, make_app(backend), token=token, foreign=self._gate.is_in_a_box)
+        app = _Apps(make_app(backend), beside or {})
+        endpoint = Endpoint(
+            address,
+            app,
+            token=token,
+            foreign=self._gate.is_in_a_box,
+            bounds=bounds,
+            websockets=bool(beside),
+        )
         endpoint.start()
         self._audit.add(stream)
         self._audit.add(metrics)
@@ -108,6 +129,19 @@ class ControlPlane:
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_complain)
         self._tasks.append(task)
+
+
+class _Apps:
+    """One app for most paths, and others for those below their prefixes."""
+
+    def __init__(self, app: ASGIApp, beside: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._beside = beside
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        app = next((app for prefix, app in self._beside.items() if path.startswith(prefix)), self._app)
+        await app(scope, receive, send)
 
 
 def _complain(task: asyncio.Task[None]) -> None:

@@ -113,11 +113,15 @@ class PolicyStore:
         compiled = policy if isinstance(policy, CompiledPolicy) else self._enforcer.compile(policy)
         return self._enforce(InForce(box, compiled, 1, source))
 
-    def remove(self, box: str) -> None:
-        """Forget a box: all that it has open ends. Raises UnknownBoxError."""
-        self.get(box)
+    def remove(self, box: str, *, source: str, detail: str = "") -> None:
+        """Forget a box: all that it has open ends. ``detail`` says why. Raises UnknownBoxError."""
+        last = self.get(box)
         del self._boxes[box]
         self._enforcer.drop(box)
+        record = PolicyRecord(
+            box=box, generation=last.generation, outcome=Outcome.REMOVED, source=source, detail=detail
+        )
+        _tell(self._audit, record)
 
     async def compile(self, policy: NetworkPolicy) -> CompiledPolicy:
         """The policy in the form that judges, made without holding up the loop."""

@@ -20,7 +20,7 @@ from box_policy.audit.sinks import Audit
 from box_policy.audit.stream import RecordStream
 from box_policy.control.api import Activity, Backend, make_app
 from box_policy.control.endpoint import Endpoint
-from box_policy.control.http.address import ControlAddress, UnixAddress
+from box_policy.control.http.address import ControlAddress, InheritedAddress, UnixAddress
 from box_policy.control.store import PolicyStore
 from box_policy.gate.resolution import Resolution
 from box_policy.policy.model import NetworkPolicy
@@ -145,6 +145,7 @@ class Gate:
     async def _listen(self) -> None:
         self.endpoint = Endpoint(self.address, self._serve, token=self.token)
         self.endpoint.start()
+        assert not isinstance(self.endpoint.address, InheritedAddress)
         self.address = self.endpoint.address
         self._serving = asyncio.ensure_future(self.endpoint.serve())
 

@@ -131,6 +131,7 @@ class Control:
         address = self.endpoint.address
         if isinstance(address, UnixAddress):
             return await asyncio.open_unix_connection(address.path)
+        assert isinstance(address, TcpAddress)
         return await asyncio.open_connection(str(address.host), address.port)
 
     async def say(self, *lines: str, body: bytes = b"") -> tuple[int, bytes]:

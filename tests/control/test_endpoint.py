@@ -34,6 +34,7 @@ class TestAddresses:
             ("127.0.0.1:9090", TcpAddress(ip_address("127.0.0.1"), 9090)),
             ("[::1]:9090", TcpAddress(ip_address("::1"), 9090)),
             ("127.0.0.1:0", TcpAddress(ip_address("127.0.0.1"), 0)),
+            ("localhost:9090", TcpAddress(ip_address("127.0.0.1"), 9090)),
         ],
     )
     def test_what_names_one(self, text: str, address: object) -> None:
@@ -53,7 +54,9 @@ class TestAddresses:
             "/" + "x" * 107,
             "/" + "é" * 54,
             "relative.sock",
-            "localhost:9090",
+            "localhost",
+            "[localhost]:9090",
+            "localhost.:9090",
             "9090",
             ":9090",
             "127.0.0.1",

@@ -210,7 +210,7 @@ async def test_boxes_of_others_are_let_be(files: Files, folder: Path) -> None:
 
 
 async def test_a_box_that_others_remove_does_not_come_back_by_the_default(files: Files, folder: Path) -> None:
-    files.store.remove("db")
+    files.store.remove("db", source="test")
     replace(folder / "default.yaml", DENY)
     await until(lambda: files.policy("mail") == "deny-all")
     await rounds(files)
@@ -218,7 +218,7 @@ async def test_a_box_that_others_remove_does_not_come_back_by_the_default(files:
 
 
 async def test_a_box_and_its_file_that_have_gone_are_forgotten(files: Files, folder: Path) -> None:
-    files.store.remove("web")
+    files.store.remove("web", source="test")
     (folder / "web.yaml").unlink()
     await until(lambda: "web.yaml" not in files.states())
 

@@ -145,7 +145,7 @@ class TestBoxes:
         with pytest.raises(UnknownBoxError):
             store.get("x")
         with pytest.raises(UnknownBoxError):
-            store.remove("x")
+            store.remove("x", source="test")
         assert len(gate.enforced) == 1
 
     def test_known_already(self, store: PolicyStore, gate: Gate) -> None:
@@ -154,13 +154,13 @@ class TestBoxes:
         assert len(gate.enforced) == 1
 
     async def test_removed(self, store: PolicyStore, gate: Gate) -> None:
-        store.remove("b")
+        store.remove("b", source="test")
         assert ("b" in store, len(store), list(store), gate.dropped) == (False, 0, [], ["b"])
 
     async def test_removed_while_its_policy_is_compiled(self, store: PolicyStore, gate: Gate) -> None:
         putting = asyncio.create_task(store.put("b", huge(1), source="control"))
         await asyncio.sleep(0)
-        store.remove("b")
+        store.remove("b", source="test")
         with pytest.raises(UnknownBoxError):
             await putting
         assert len(gate.enforced) == 1

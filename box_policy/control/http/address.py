@@ -11,7 +11,9 @@ from box_policy.policy.quoting import quoted
 _MAX_PATH: Final = 107
 """Bytes of a unix socket's path: sun_path of unix(7) has 108, the last of which is zero."""
 
-_FORMS: Final = "write unix:/path/to.sock, 127.0.0.1:9090 or [::1]:9090"
+_FORMS: Final = "write unix:/path/to.sock, 127.0.0.1:9090, localhost:9090 or [::1]:9090"
+_LOCALHOST: Final = IPv4Address("127.0.0.1")
+"""What localhost means here. It is not looked up: the answer may be any address."""
 
 
 class ControlError(ValueError):
@@ -40,11 +42,30 @@ class TcpAddress:
         return f"{host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class InheritedAddress:
+    """A listening unix socket that this process was handed as a file descriptor.
+
+    Its name is its maker's matter: it may lie in the file system, or be an abstract one, or none.
+    """
+
+    fd: int
+
+    def __str__(self) -> str:
+        return f"file descriptor {self.fd}"
+
+
 type ControlAddress = UnixAddress | TcpAddress
+"""What a client can connect to."""
+type ListeningAddress = ControlAddress | InheritedAddress
+"""What an endpoint can listen on."""
 
 
 def parse_control_address(text: str) -> ControlAddress:
-    """The address that ``text`` names: ``unix:/path``, ``/path``, ``127.0.0.1:9090`` or ``[::1]:9090``.
+    """The address that ``text`` names.
+
+    One of ``unix:/path``, ``/path``, ``127.0.0.1:9090``, ``[::1]:9090``, and ``localhost:9090`` for
+    ``127.0.0.1:9090``.
 
     Raises:
         ControlError: it names none, or one that the endpoint must not have.
@@ -56,6 +77,8 @@ def parse_control_address(text: str) -> ControlAddress:
         raise ControlError(f"{quoted(text)} is no control address; {_FORMS}")
     if int(port) > 65535:
         raise ControlError(f"{quoted(text)}: ports are 1 to 65535")
+    if host.lower() == "localhost":
+        return TcpAddress(_LOCALHOST, int(port))
     bracketed = host.startswith("[") and host.endswith("]")
     try:
         address = ip_address(host[1:-1] if bracketed else host)

@@ -1,5 +1,6 @@
-"""Answers of the API: JSON, and errors that all have one form."""
+"""Answers: JSON, and errors in one form for the control API and one for the service."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -8,6 +9,7 @@ from typing import Final
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from box_policy.control.http.pace import Pace
 from box_policy.policy.model import PolicyIssue
@@ -19,6 +21,10 @@ SAFE_HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-option
 CLOSE: Final = (b"connection", b"close")
 """What an answer has after which the connection ends."""
 
+_SERVICE: Final = "/v2/"
+"""What the paths of the service begin with."""
+_FAILED: Final = 1011
+"""The code of a websocket that ends since the server has failed (RFC 6455, section 7.4.1)."""
 _MAX_STEP: Final = 256
 """Characters of a key that are repeated to who sent it."""
 
@@ -48,25 +54,53 @@ ERRORS: Final = {
     "busy": (503, "Other large bodies were worked on for as long as one may wait."),
     "internal_error": (500, "The gate has failed. Its log says why."),
 }
-"""Every error: its code, its status, and what it means."""
+"""Every error of the control API: its code, its status, and what it means."""
 
 
 class ApiError(Exception):
-    """A request that is answered with one of the :data:`ERRORS`."""
+    """A request that is answered with an error."""
 
     def __init__(
-        self, code: str, message: str, *, headers: Mapping[str, str] | None = None, **more: object
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        **more: object,
     ) -> None:
+        """Say what is wrong.
+
+        Args:
+            code: a word for programs: one of the :data:`ERRORS`, or any other with a ``status``.
+            message: a sentence for people.
+            status: of HTTP; None for that of the code in :data:`ERRORS`.
+            more: what else the answer holds, ready for JSON.
+        """
         super().__init__(message)
-        self.status, _ = ERRORS[code]
+        self.status = ERRORS[code][0] if status is None else status
         self.code = code
         self.headers = headers
         self.more = more
 
-    def response(self) -> Response:
-        """The answer."""
-        error = {"code": self.code, "message": str(self), **self.more}
-        return json_response({"error": error}, self.status, self.headers)
+    def response(self, *, flat: bool = False) -> Response:
+        """The answer: ``{"error": {"code", "message", ...}}``, or flat: ``{"error": message, "code", ...}``.
+
+        What asks the service prints ``error`` as it is.
+        """
+        answer: dict[str, object] = {"error": str(self), "code": self.code, **self.more}
+        if not flat:
+            answer = {"error": {"code": self.code, "message": str(self), **self.more}}
+        return json_response(answer, self.status, self.headers)
+
+    def response_at(self, path: str) -> Response:
+        """The answer in the form that requests for ``path`` are answered in."""
+        return self.response(flat=is_of_service(path))
+
+
+def is_of_service(path: str) -> bool:
+    """Is it a path of the service, and not of the control API?"""
+    return path.startswith(_SERVICE)
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -105,8 +139,14 @@ class Answering:
         self._pace = Pace(burst=10, per_second=0.2)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise RuntimeError(f"not HTTP: {scope['type']}")
+        if scope["type"] == "http":
+            await self._answer_request(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._answer_websocket(scope, receive, send)
+        else:
+            raise RuntimeError(f"neither HTTP nor a websocket: {scope['type']}")
+
+    async def _answer_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         unread = any(
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             for name, value in scope["headers"]
@@ -127,15 +167,64 @@ class Answering:
                 message["headers"] = [*message.get("headers", ()), *SAFE_HEADERS, *([CLOSE] * unread)]
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
+            if message.get("more_body", False):
+                await asyncio.sleep(0)  # an app that always has more would keep the loop from all others
 
         try:
             await self._app(scope, receive_counted, send_safely)
         except ClientDisconnect:
             return
-        except Exception:
-            if self._pace.allows():
-                log.exception("a request to the control endpoint failed in the gate")
+        except Exception as error:
+            refused = self._refusal(error)
             if not started:
-                await internal_error().response()(scope, receive, send_safely)
+                await refused.response_at(scope["path"])(scope, receive, send_safely)
             elif not complete:
                 raise  # half an answer: the server closes the connection
+
+    async def _answer_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        accepted = answered = gone = False
+
+        async def send_safely(message: Message) -> None:
+            nonlocal accepted, answered, gone
+            kind = message["type"]
+            if accepted and kind.startswith("websocket.http.response"):
+                # An answer to a request, too late for one.
+                if kind == "websocket.http.response.start":
+                    await send({"type": "websocket.close", "code": _FAILED})
+                return
+            if not accepted and kind == "websocket.close":
+                if not answered:
+                    await refuse(ApiError("not_found", "there is no websocket at this path"))
+                return
+            accepted = accepted or kind == "websocket.accept"
+            if kind == "websocket.http.response.start":
+                answered = True
+                message["headers"] = [*message.get("headers", ()), *SAFE_HEADERS]
+            try:
+                await send(message)
+            except OSError:
+                gone = True
+                raise
+            await asyncio.sleep(0)
+
+        async def refuse(error: ApiError) -> None:
+            await error.response_at(scope["path"])(scope, receive, send_safely)
+
+        try:
+            await self._app(scope, receive, send_safely)
+        except (ClientDisconnect, WebSocketDisconnect):
+            return
+        except Exception as error:
+            if not gone:
+                await refuse(self._refusal(error))
+        else:
+            if not (accepted or answered):
+                await refuse(internal_error())
+
+    def _refusal(self, error: Exception) -> ApiError:
+        """What is said of a request that raised; a fault of ours is logged."""
+        if isinstance(error, ApiError):
+            return error
+        if self._pace.allows():
+            log.exception("a request to the control endpoint failed in the gate")
+        return internal_error()

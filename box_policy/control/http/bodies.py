@@ -1,6 +1,7 @@
 """Reads the bodies of requests, within bounds of size and time, and does the work that they make."""
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,7 +11,7 @@ from typing import Final
 from starlette.requests import ClientDisconnect, Request
 
 from box_policy.control.http.answers import ApiError
-from box_policy.control.http.json_text import InvalidBody, parse_json
+from box_policy.control.http.json_text import MAX_STRING, InvalidBody, parse_json
 from box_policy.control.threads import in_thread
 from box_policy.policy.quoting import quoted
 
@@ -73,12 +74,17 @@ class Bodies:
 
     within: float = BODY_TIMEOUT
     """Seconds for a body to be there, and for a large one to have its turn."""
+    max_string: int = MAX_STRING
+    """Characters of a string in a body."""
     _large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     _middle: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[Body]:
+    async def read(self, request: Request, *, max_body: int = MAX_BODY) -> AsyncIterator[Body]:
         """The value in the request's body. A large body has its turn until the context ends.
+
+        Args:
+            max_body: bytes that it may have.
 
         Raises:
             ApiError: there is none, or it breaks a bound.
@@ -86,22 +92,20 @@ class Bodies:
         """
         _check_head(request)
         async with AsyncExitStack() as stack:
-            content, has_lane = await self._receive(request, stack)
+            content, has_lane = await self._receive(request, stack, max_body)
             lane = None if has_lane else self._middle
             raw = Body(content, request, lane, in_thread=len(content) > _INLINE)
             try:
-                value = await raw.work(parse_json, content)
+                value = await raw.work(parse_json, content, self.max_string)
             except InvalidBody as error:
                 raise ApiError("body_invalid", f"the body is not acceptable JSON: {error}") from None
             body = Body(value, request, lane, in_thread=raw.in_thread)
             del content, raw, value  # megabytes
             yield body
 
-    async def _receive(self, request: Request, stack: AsyncExitStack) -> tuple[bytes, bool]:
-        too_large = ApiError("body_too_large", f"a body has at most {MAX_BODY // 1024 // 1024} MiB")
-        # As text: an announced length may be far larger than what Python would convert.
-        announced = request.headers.get("content-length", "0").lstrip("0")
-        if len(announced) > _MAX_DIGITS or int(announced or 0) > MAX_BODY:
+    async def _receive(self, request: Request, stack: AsyncExitStack, max_body: int) -> tuple[bytes, bool]:
+        too_large = body_too_large(max_body)
+        if announced_size(request) > max_body:
             raise too_large
         body = bytearray()
         has_lane = waiting = False
@@ -109,7 +113,7 @@ class Bodies:
             async with asyncio.timeout(self.within):
                 async for chunk in request.stream():
                     body += chunk
-                    if len(body) > MAX_BODY:
+                    if len(body) > max_body:
                         raise too_large
                     if len(body) > _LARGE and not has_lane:
                         # Before more of it is taken in: of many such bodies the memory holds one.
@@ -147,6 +151,19 @@ def parse_if_match(values: Sequence[str]) -> Collection[int] | None:
             )
         generations.add(int(match["tag"] or match["bare"]))
     return generations
+
+
+def body_too_large(max_body: int) -> ApiError:
+    """What is said of a body that has more bytes than it may."""
+    size = f"{max_body // 1024 // 1024} MiB" if max_body >= 1024 * 1024 else f"{max_body} bytes"
+    return ApiError("body_too_large", f"a body has at most {size} here")
+
+
+def announced_size(request: Request) -> float:
+    """The bytes that a request says its body has; 0 if it doesn't say."""
+    # As text: an announced length may be far larger than what Python would convert.
+    announced = request.headers.get("content-length", "0").lstrip("0")
+    return math.inf if len(announced) > _MAX_DIGITS else int(announced or 0)
 
 
 def _check_head(request: Request) -> None:

@@ -12,7 +12,8 @@ from box_policy.policy.quoting import quoted
 MAX_DEPTH: Final = 16
 """Deepest nesting. The deepest policy needs 4."""
 MAX_STRING: Final = 16 * 1024
-"""Characters of one string, as written, with its quotes. A target has 2,048 at most."""
+"""Characters of one string, as written, with its quotes, unless more are expected. A target has 2,048 at
+most."""
 MAX_COMMAS: Final = 1_000_000
 """Of a whole body, which stand for its values. The largest policy has three lists of 250,000 entries."""
 
@@ -21,19 +22,22 @@ _IN_ONE_CALL: Final = 64 * 1024
 _MAX_DIGITS: Final = 19
 
 # Possessive, so that a string without an end is not tried again from each of its quotes.
-_STRING_OR_BRACKET: Final = re.compile(rf'"(?:[^"\\]|\\.){{0,{MAX_STRING}}}+"?|[][{{}}]', re.DOTALL)
+_STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 
 
 class InvalidBody(ValueError):
     """The bytes are not JSON that means one thing."""
 
 
-def parse_json(body: bytes) -> object:
+def parse_json(body: bytes, max_string: int = MAX_STRING) -> object:
     """The value that ``body`` stands for, to every reader alike.
 
     Not YAML, of which JSON is nearly a part: a program that sends a policy should learn of its own
     mistakes, and there must be no second reading of what it sent. Where JSON's readers differ (RFC 8259,
     sections 4, 6 and 8.1) the body is refused: duplicate keys, NaN and infinities, a byte order mark.
+
+    Args:
+        max_string: characters that a string may have, as written, with its quotes.
 
     Raises:
         InvalidBody: with what is wrong.
@@ -44,7 +48,7 @@ def parse_json(body: bytes) -> object:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise InvalidBody(f"it is not UTF-8, at byte {error.start}") from None
-    _check_tokens(text)
+    _check_tokens(text, max_string)
     try:
         return json.loads(
             text,
@@ -73,7 +77,7 @@ class _Interruptible(json.JSONDecoder):
         self.scan_once = scanner.py_make_scanner(self)  # type: ignore[attr-defined]
 
 
-def _check_tokens(text: str) -> None:
+def _check_tokens(text: str, max_string: int) -> None:
     if text.count(",") > MAX_COMMAS:
         raise InvalidBody(f"it has more than {MAX_COMMAS} commas")
     # Before the parser sees it: that one recurses, on whatever stack its thread has.
@@ -86,8 +90,8 @@ def _check_tokens(text: str) -> None:
                 raise InvalidBody(f"it is nested deeper than {MAX_DEPTH} levels")
         elif token in ("]", "}"):
             depth -= 1
-        elif len(token) > MAX_STRING:
-            raise InvalidBody(f"a string has more than {MAX_STRING} characters")
+        elif len(token) > max_string:
+            raise InvalidBody(f"a string has more than {max_string} characters")
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -7,7 +7,13 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from box_policy.control.http.address import ControlAddress, ControlError, TcpAddress, UnixAddress
+from box_policy.control.http.address import (
+    ControlError,
+    InheritedAddress,
+    ListeningAddress,
+    TcpAddress,
+    UnixAddress,
+)
 from box_policy.control.http.socket_lock import SocketLock
 
 BACKLOG: Final = 128
@@ -22,7 +28,7 @@ class Listening:
         ControlError: it can't be bound, or must not be. The message says what to do.
     """
 
-    def __init__(self, address: ControlAddress) -> None:
+    def __init__(self, address: ListeningAddress) -> None:
         self.address = address
         """Where it listens; with the port it was given if any would do."""
         self._file: tuple[int, int] | None = None
@@ -30,6 +36,8 @@ class Listening:
         try:
             if isinstance(address, UnixAddress):
                 self.socket = self._bind_unix(address.path)
+            elif isinstance(address, InheritedAddress):
+                self.socket = _inherited(address.fd)
             else:
                 self.socket = self._bind_tcp(address)
         except OSError as error:
@@ -103,6 +111,25 @@ class Listening:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise ControlError(f"{path}: another process has just begun to listen there") from None
             raise
+
+
+def _inherited(fd: int) -> socket.socket:
+    """Take over a listening socket. If it isn't one, it stays what and whose it was."""
+    if fd < 0 or not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise ControlError(f"file descriptor {fd} is not a socket")
+    sock = socket.socket(fileno=fd)
+    try:
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            raise ControlError(f"file descriptor {fd} is not a unix stream socket")
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ControlError(f"file descriptor {fd} is a socket that does not listen")
+    except BaseException:
+        sock.detach()
+        raise
+    # It came to be inherited once: no program that is started from here, a box's above all, gets it too.
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    return sock
 
 
 def _identity(path: Path) -> tuple[int, int]:

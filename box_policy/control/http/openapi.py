@@ -48,7 +48,7 @@ def document(version: str) -> Description:
             "version": version,
             "description": "Which hosts boxes may reach: policies, verdicts and records of a running gate.",
         },
-        "security": [{"token": []}, {}],
+        "security": [{"token": []}, {"key": []}, {}],
         "paths": {
             "/v1/boxes": {"get": _operation("List the boxes.", "Boxes")},
             "/v1/boxes/{box}/network-policy": _policy_path(),
@@ -62,7 +62,10 @@ def document(version: str) -> Description:
         },
         "components": {
             "schemas": schemas.components(),
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-Box-Api-Key"},
+            },
         },
     }
 

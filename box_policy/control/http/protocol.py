@@ -1,4 +1,7 @@
-"""uvicorn's HTTP/1.1, with bounds for what it leaves open: slow heads, stalled readers, endless peers."""
+"""uvicorn's HTTP/1.1, with bounds for what it leaves open: slow heads, stalled readers, endless peers.
+
+And with websockets, on the connections that requests for them have come on.
+"""
 
 import asyncio
 import logging
@@ -15,10 +18,19 @@ from uvicorn.server import ServerState
 
 from box_policy.control.http.admission import Admission
 from box_policy.control.http.answers import CLOSE, SAFE_HEADERS, ApiError
+from box_policy.control.http.departures import Departures, Flow
 from box_policy.control.http.guard import Guard
 from box_policy.control.http.lingering import LingeringTransport
 from box_policy.control.http.pace import Pace
 from box_policy.control.http.requests import Requests
+from box_policy.control.http.websocket import (
+    MAX_MESSAGE,
+    Handshake,
+    Headers,
+    WebSocketSession,
+    is_wanted,
+    subprotocols,
+)
 
 _log: Final = logging.getLogger(__name__)
 _log.setLevel(logging.WARNING)  # uvicorn's code would also trace each connection
@@ -26,8 +38,15 @@ _log.setLevel(logging.WARNING)  # uvicorn's code would also trace each connectio
 DISPLACED: Final = "displaced"
 """The key of a request's ``state`` under which the server says how many connections it has displaced."""
 
+GONE: Final = "gone"
+"""The key of a websocket's ``state`` under which there is an :class:`asyncio.Event` of its end.
+
+For an app that waits for something else than a message.
+"""
+
 _SLICE: Final = 4096
-"""Bytes that h11 is given in one turn of the loop; the kernel keeps the rest, and the others have theirs."""
+"""Bytes that h11, or a websocket, is given in one turn of the loop; the kernel keeps the rest, and the others
+have theirs."""
 _CHUNKED_SLICE: Final = 2048
 """The same of a body in chunks, each of which costs h11 about 25 microseconds, however small it is."""
 BODY_SLICE: Final = 64 * 1024
@@ -53,6 +72,10 @@ class Bounds:
     """For a peer to take what is left of the last answer."""
     head_size: int = 16 * 1024
     """Bytes."""
+    message_size: int = MAX_MESSAGE
+    """Bytes of a message that a websocket's peer sends."""
+    ping_interval: float = 20
+    """Between two looks whether the peer of a websocket is alive."""
 
 
 class _Paced(logging.Filter):
@@ -79,6 +102,9 @@ class Shared:
     guard: Guard
     admission: Admission
     peer_refusal: Callable[[socket.socket], str | None]
+    websockets: bool
+    """Are there websockets? Otherwise who asks for one is answered as if it hadn't."""
+    departures: Departures
     closed: asyncio.Event
     scratch: bytearray
     """What was received last, until the call returns that tells of it."""
@@ -93,6 +119,7 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
 
     transport: LingeringTransport
     conn: Requests
+    flow: Flow
 
     def __init__(self, shared: Shared) -> None:
         super().__init__(shared.config, shared.state, {}, asyncio.get_running_loop())
@@ -105,11 +132,15 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._authenticated = False
         self._answers_head = False
         self._half_closed = False
+        self._ending = False
+        """The stall timer is about the end of the connection, whatever is taken meanwhile."""
+        self._session: WebSocketSession | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(LingeringTransport(transport, self._is_unread))
+        self.flow = Flow(self.transport, self._reading_changed)
         # Accepted before the endpoint was closed, but only now told of.
         if self._shared.closed.is_set() or not self._shared.admission.enter(self):
             transport.abort()
@@ -121,9 +152,13 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._shared.admission.leave(self)
         self._cancel_timers()
         self._unset_keepalive_if_required()
+        self._shared.departures.forget(self._fd())
         super().connection_lost(exc)
+        if self._session is not None:
+            self._session.lost()
         # Many a connection is a stranger's: what is left of it must not wait for the garbage collector.
         self.transport.ended()
+        self.flow.ended()
         self.conn.ended()
 
     def displace(self) -> None:
@@ -134,7 +169,7 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
         size = _SLICE
         if self.transport.lingering:
             size = BODY_SLICE
-        elif self.conn.their_state is h11.SEND_BODY:
+        elif self._session is None and self.conn.their_state is h11.SEND_BODY:
             size = _CHUNKED_SLICE if self.conn.chunked else BODY_SLICE
         return memoryview(self._shared.scratch)[:size]
 
@@ -156,6 +191,9 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
 
     def _take(self, data: bytes) -> None:
         if self.transport.is_closing():
+            return
+        if self._session is not None:
+            self._session.received(data)
             return
         super().data_received(data)
         if self.transport.is_closing():
@@ -180,7 +218,17 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
         return True
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """Keep the connection if a whole request has come, and its answer hasn't begun."""
+        """Keep the connection if a whole request has come, and its answer hasn't begun.
+
+        What is asked of the service may be the work of hours, which nobody does for one who may be gone.
+        """
+        if self._session is not None:
+            self._session.lost()
+            self.abort_later()
+            return None
+        if self.conn.for_service and self._is_at_work():
+            self.transport.abort()
+            return None
         whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
         if not whole or self.transport.is_closing() or self.cycle is None or self.cycle.response_started:
             return None
@@ -191,12 +239,16 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        if self._session is not None:
+            self._session.regulate()
         if self._stall_timer is None:
             self._stall_timer = self.loop.call_later(self._bounds.stall_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall_timer is not None and not self._half_closed:
+        if self._session is not None:
+            self._session.resumed()
+        if self._stall_timer is not None and not (self._half_closed or self._ending):
             self._stall_timer.cancel()
             self._stall_timer = None
 
@@ -214,8 +266,69 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
 
     def shutdown(self) -> None:
         """End the connection, after the answer that is under way."""
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._session is not None:
+            self._session.shutdown()
+        else:
             super().shutdown()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Open a websocket, if the app accepts it."""
+        try:
+            handshake = Handshake(
+                event.method, event.http_version, self.headers, self._bounds.message_size, _log
+            )
+        except ApiError as error:
+            self._answer(error.with_traceback(None))
+            return
+        self._session = WebSocketSession(handshake, self, self._bounds.ping_interval)
+        scope = {
+            **self.scope,
+            "type": "websocket",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.4"},
+            "scheme": "ws",
+            "subprotocols": subprotocols(self.headers),
+            "extensions": {"websocket.http.response": {}},
+            "state": {**self.app_state, GONE: self._session.gone},
+        }
+        del scope["method"]
+        task = self.loop.create_task(self._session.run(self.app, scope))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+        early, _ = self.conn.trailing_data
+        if early:
+            self._session.received(early)
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def hold_back(self, held: bool) -> None:
+        if held:
+            self.flow.pause_reading()
+        else:
+            self.flow.resume_reading()
+
+    def is_writable(self) -> bool:
+        return not self.flow.write_paused
+
+    async def drain(self) -> None:
+        await self.flow.drain()
+
+    def is_closing(self) -> bool:
+        return self.transport.is_closing()
+
+    def deny(self, status: int, headers: Headers, body: bytes) -> None:
+        self._respond(status, headers, body)
+
+    def close(self) -> None:
+        self.transport.close()
+        self._abort_later_if_closing()
+
+    def abort_later(self) -> None:
+        self._cancel_timers()
+        self._ending = True
+        self._stall_timer = self.loop.call_later(self._bounds.linger, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what isn't HTTP; in JSON, as all else is."""
@@ -224,8 +337,9 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
             return
         self._answer(ApiError("http_invalid", "the request is not HTTP/1.1, or its head is too large"))
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Ignore it, as RFC 9110 (section 7.8) allows: uvicorn would advise to install something."""
+    def _should_upgrade(self) -> bool:
+        """Whatever else may be asked for is ignored, as RFC 9110 (section 7.8) allows."""
+        return self._shared.websockets and is_wanted(self.headers)
 
     def _answer(self, error: ApiError) -> None:
         """Answer in place of the app, and close."""
@@ -233,19 +347,36 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
             # Whatever the app says now comes too late.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        response = error.response()
-        headers = [*response.raw_headers, *SAFE_HEADERS, CLOSE]
-        body = b"" if self._answers_head else bytes(response.body)
+        response = error.response(flat=self.conn.for_service)
+        self._respond(error.status, [*response.raw_headers, *SAFE_HEADERS], bytes(response.body))
+
+    def _respond(self, status: int, headers: Headers, body: bytes) -> None:
         events = (
-            h11.Response(status_code=error.status, headers=headers, reason=b""),
-            h11.Data(data=body),
+            h11.Response(status_code=status, headers=[*headers, CLOSE], reason=b""),
+            h11.Data(data=b"" if self._answers_head else body),
             h11.EndOfMessage(),
         )
         self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
         self._abort_later_if_closing()
 
+    def _is_at_work(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _reading_changed(self, paused: bool) -> None:
+        """See that one who goes away is missed, even if nothing is read from it."""
+        if not paused:
+            self._shared.departures.forget(self._fd())
+        elif self._session is not None or (self.conn.for_service and self._is_at_work()):
+            self._shared.departures.watch(self._fd(), self.transport.abort)
+
+    def _fd(self) -> int:
+        descriptor: int = self.transport.get_extra_info("socket").fileno()
+        return descriptor
+
     def _is_unread(self) -> bool:
+        if self._session is not None:
+            return self._session.peer_may_send
         return self.conn.their_state not in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
 
     def _await_head(self, within: float) -> None:
@@ -255,8 +386,7 @@ class ControlProtocol(H11Protocol, asyncio.BufferedProtocol):
     def _abort_later_if_closing(self) -> None:
         # A transport that is closed still waits for its peer to read what is left, however long.
         if self.transport.is_closing():
-            self._cancel_timers()
-            self._stall_timer = self.loop.call_later(self._bounds.linger, self.transport.abort)
+            self.abort_later()
 
     def _cancel_timers(self) -> None:
         for timer in (self._head_timer, self._stall_timer):

@@ -13,6 +13,7 @@ _TINY: Final = 64
 """Bytes of a chunk, on average."""
 
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
+_FOR_SERVICE: Final = re.compile(rb"[\r\n]*[!-~]{1,32} /v2/")
 
 
 class Requests(h11.Connection):
@@ -27,6 +28,8 @@ class Requests(h11.Connection):
         self._size = 0
         self.chunked = False
         """Has the last request a body in chunks?"""
+        self.for_service = False
+        """Is the last request for the service, as far as one can tell?"""
 
     def ended(self) -> None:
         """The connection is gone. Breaks the reference cycle with whoever admits requests."""
@@ -47,6 +50,8 @@ class Requests(h11.Connection):
 
     def _check_lines(self) -> None:
         data, _ = self.trailing_data
+        if data:
+            self.for_service = _FOR_SERVICE.match(data) is not None
         end = _END_OF_HEAD.search(data)
         if data.count(b"\n", 0, end.start() if end else len(data)) > MAX_HEADER_LINES:
             raise h11.RemoteProtocolError(f"more than {MAX_HEADER_LINES} header lines")
