@@ -9,6 +9,7 @@ from box_policy.cli.check import check
 from box_policy.cli.explain import explain
 from box_policy.cli.policy import app as policy
 from box_policy.cli.run import run
+from box_policy.cli.serve import serve
 from box_policy.cli.status import status
 from box_policy.cli.tail import tail
 
@@ -40,6 +41,7 @@ app.command("check")(check)
 app.command("explain")(explain)
 # What follows the program's name is the program's own.
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
+app.command("serve")(serve)
 app.add_typer(policy, name="policy")
 app.command("status")(status)
 app.command("tail")(tail)

@@ -121,7 +121,7 @@ def run(
             control=control,
             token_file=token_file,
             private_ranges=[canonical_cidr(cidr) for cidr in private_range or ()],
-            name_servers=[_address(server) for server in name_server or ()],
+            name_servers=[name_server_address(server) for server in name_server or ()],
             spec=BoxSpec(
                 _BOX,
                 workdir=work_directory(
@@ -156,7 +156,8 @@ def _policy(watch: Path | None, file: Path | None, *options: Any) -> NetworkPoli
     return None
 
 
-def _address(server: str) -> str:
+def name_server_address(server: str) -> str:
+    """The address of a name server that was typed. Ends the command if it is none."""
     try:
         return str(ip_address(server))
     except ValueError:

@@ -1,0 +1,1 @@
+"""Boxes and their lives, behind the wire format of the hosted Upstash Box service."""

@@ -1,0 +1,317 @@
+"""The service's API: the hosted product's ``/v2/box`` as an ASGI app."""
+
+import asyncio
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from box_policy.control.http.answers import ApiError, internal_error, json_response
+from box_policy.control.http.bodies import Body
+from box_policy.policy.model import NetworkPolicy
+from box_policy.sandbox.launcher import SandboxError
+from box_policy.service.box import ServedBox
+from box_policy.service.boxes import Boxes
+from box_policy.service.context import Context, parameters, parse_policy
+from box_policy.service.errors import file_error, service_error
+from box_policy.service.file_routes import file_routes
+from box_policy.service.program_routes import program_routes
+from box_policy.service.programs.departure import ClientGoneError
+from box_policy.service.programs.slots import TooManyProgramsError
+from box_policy.service.requests import (
+    MAX_LABELS,
+    AddLabel,
+    CreateBox,
+    Ids,
+    TakeSnapshot,
+    Variable,
+    Variables,
+    check_variable,
+)
+
+PREFIX: Final = "/v2/"
+
+_NOT_OURS: Final = {
+    "browser": "browsers",
+    "config": "this setting",
+    "git": "git operations (run git by exec)",
+    "logs": "logs of runs (decisions about traffic are at /v1/decisions)",
+    "preview": "public URLs",
+    "run": "agents",
+    "runs": "a list of runs",
+    "schedules": "schedules",
+    "startup": "commands at the start",
+}
+"""What the hosted service has at ``/v2/box/{box}/...``, and this one has not."""
+_METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+def make_service_app(boxes: Boxes) -> Starlette:
+    """The API as an ASGI app. It asks nobody who they are: an Endpoint does."""
+    context = Context(boxes)
+    app = Starlette(
+        routes=_routes(context),
+        exception_handlers={
+            ApiError: _on_api_error,
+            OSError: _on_file_error,
+            SandboxError: _on_sandbox_error,
+            TooManyProgramsError: _on_too_many_programs,
+            ClientGoneError: _on_nobody,
+            HTTPException: _on_http_error,
+            Exception: _on_fault,
+        },
+    )
+    app.router.redirect_slashes = False  # a redirect would repeat the Host that the client sent
+    return app
+
+
+def _routes(context: Context) -> list[BaseRoute]:
+    api = _Api(context)
+    at = "/v2/box"
+    box = at + "/{box}"
+    return [
+        Route(at, api.boxes, methods=["GET", "POST", "DELETE"]),
+        Route(f"{at}/from-snapshot", api.from_snapshot, methods=["POST"]),
+        Route(f"{at}/snapshots", api.all_snapshots, methods=["GET", "DELETE"]),
+        Route(f"{at}/settings/env", api.variables, methods=["GET", "PUT"]),
+        Route(f"{at}/settings/env/{{name}}", api.variable, methods=["PUT", "DELETE"]),
+        Route(box, api.box, methods=["GET", "DELETE"]),
+        Route(f"{box}/status", api.status),
+        Route(f"{box}/pause", api.pause, methods=["POST"]),
+        Route(f"{box}/resume", api.resume, methods=["POST"]),
+        Route(f"{box}/config/network-policy", api.network_policy, methods=["GET", "PUT"]),
+        Route(f"{box}/config/labels", api.add_label, methods=["POST"]),
+        Route(f"{box}/config/labels/{{label}}", api.remove_label, methods=["DELETE"]),
+        Route(f"{box}/snapshots", api.snapshots, methods=["GET", "POST"]),
+        Route(f"{box}/snapshots/{{snapshot}}", api.snapshot, methods=["DELETE"]),
+        *program_routes(context, box),
+        *file_routes(context, box),
+        *(Route(f"{box}/{word}", _not_ours, methods=_METHODS) for word in _NOT_OURS),
+        *(Route(f"{box}/{word}/{{rest:path}}", _not_ours, methods=_METHODS) for word in _NOT_OURS),
+    ]
+
+
+class _Api:
+    """The routes of boxes, their policies and snapshots."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._boxes = context.boxes
+        self._bodies = context.bodies
+
+    async def boxes(self, request: Request) -> Response:
+        match request.method:
+            case "POST":
+                return await self._create(request, from_snapshot=False)
+            case "DELETE":
+                return await self._delete_boxes(request)
+        label = parameters(request, {"label"}).get("label")
+        return json_response([self._fields(box) for box in self._boxes.all(label or None)])
+
+    async def from_snapshot(self, request: Request) -> Response:
+        return await self._create(request, from_snapshot=True)
+
+    async def box(self, request: Request) -> Response:
+        box = self._context.box(request)
+        if request.method == "DELETE":
+            await self._boxes.delete(box)
+            return json_response({})
+        return json_response(self._fields(box))
+
+    async def status(self, request: Request) -> Response:
+        return _status(self._context.box(request))
+
+    async def pause(self, request: Request) -> Response:
+        box = self._context.box(request)
+        if box.keep_alive:
+            raise service_error("keep_alive", "Keep-alive boxes cannot be paused")
+        if not box.paused:
+            box.paused = True  # before it is, so that nothing starts meanwhile
+            try:
+                await box.sandbox.pause()
+            except BaseException:
+                box.paused = False
+                raise
+            box.changed()
+        return _status(box)
+
+    async def resume(self, request: Request) -> Response:
+        box = self._context.box(request)
+        await box.sandbox.resume()
+        if box.paused:
+            box.paused = False
+            box.changed()
+        return _status(box)
+
+    async def network_policy(self, request: Request) -> Response:
+        box = self._context.box(request)
+        if request.method == "PUT":
+            async with self._bodies.read(request) as body:
+                policy = await parse_policy(body, body.value)
+                in_force = await self._boxes.put_policy(box, policy)
+        else:
+            in_force = self._boxes.in_force(box)
+        return json_response(
+            {
+                "network_policy": in_force.policy.canonical(),
+                "network_policy_generation": in_force.generation,
+            }
+        )
+
+    async def add_label(self, request: Request) -> Response:
+        box = self._context.box(request)
+        async with self._bodies.read(request) as body:
+            label = AddLabel.parse(body.value).label
+        if label not in box.labels:
+            if len(box.labels) >= MAX_LABELS:
+                raise service_error("request_invalid", f"a box has at most {MAX_LABELS} labels")
+            box.labels.append(label)
+            box.changed()
+        return json_response({"labels": box.labels})
+
+    async def remove_label(self, request: Request) -> Response:
+        box = self._context.box(request)
+        label = request.path_params["label"]
+        if label in box.labels:
+            box.labels.remove(label)
+            box.changed()
+        return json_response({"labels": box.labels})
+
+    async def snapshots(self, request: Request) -> Response:
+        snapshots = self._boxes.snapshots
+        box = self._context.box(request)
+        if request.method == "GET":
+            return json_response({"snapshots": [one.fields() for one in snapshots.of_box(box.id)]})
+        async with self._bodies.read(request) as body:
+            name = TakeSnapshot.parse(body.value).name
+        with box.used():
+            policy = self._boxes.in_force(box).policy
+            async with box.sandbox.files.archive(_IN_SNAPSHOTS) as archive:
+                taken = await snapshots.take(
+                    archive, name=name, box_id=box.id, policy=policy, runtime=box.runtime, size=box.size
+                )
+        return json_response(taken.fields(), 201)
+
+    async def snapshot(self, request: Request) -> Response:
+        # Snapshots outlive their boxes, so that the box may be gone.
+        self._boxes.snapshots.delete(request.path_params["snapshot"])
+        return json_response({})
+
+    async def all_snapshots(self, request: Request) -> Response:
+        snapshots = self._boxes.snapshots
+        if request.method == "GET":
+            return json_response({"snapshots": [snapshots.get(one).fields() for one in snapshots.ids()]})
+        wanted = parameters(request, {"all"}).get("all")
+        if wanted not in (None, "true"):
+            raise service_error("request_invalid", "all is true, or left out")
+        if wanted == "true":
+            ids = snapshots.ids()
+        else:
+            async with self._bodies.read(request) as body:
+                ids = list(dict.fromkeys(Ids.parse(body.value).ids))
+        for one in ids:
+            snapshots.get(one)  # all or none
+        for one in ids:
+            snapshots.delete(one)
+        return json_response({"deleted": len(ids), "ids": ids})
+
+    async def variables(self, request: Request) -> Response:
+        if request.method == "PUT":
+            async with self._bodies.read(request) as body:
+                self._boxes.environment = dict(Variables.parse(body.value).env_vars)
+        return json_response({"env_vars": self._boxes.environment})
+
+    async def variable(self, request: Request) -> Response:
+        name = check_variable(request.path_params["name"])
+        if request.method == "DELETE":
+            self._boxes.environment.pop(name, None)
+            return json_response({})
+        async with self._bodies.read(request) as body:
+            value = Variable.parse(body.value).value
+        self._boxes.environment = dict(
+            Variables.parse({"env_vars": self._boxes.environment | {name: value}}).env_vars
+        )
+        return json_response({})
+
+    async def _create(self, request: Request, *, from_snapshot: bool) -> Response:
+        async with self._bodies.read(request) as body:
+            asked = CreateBox.parse(body.value)
+            if from_snapshot and asked.snapshot_id is None:
+                raise service_error("request_invalid", "snapshot_id: missing")
+            if not from_snapshot and asked.snapshot_id is not None:
+                raise service_error("request_invalid", "snapshot_id: only at /v2/box/from-snapshot")
+            policy = await _policy_of(body, asked)
+        snapshot = self._boxes.snapshots.get(asked.snapshot_id) if asked.snapshot_id is not None else None
+        box = await self._boxes.create(asked, policy, snapshot)
+        if await request.is_disconnected():
+            await self._boxes.delete(box)  # nobody would know of it
+        return json_response(self._fields(box), 201)
+
+    async def _delete_boxes(self, request: Request) -> Response:
+        async with self._bodies.read(request) as body:
+            ids = list(dict.fromkeys(Ids.parse(body.value).ids))
+        boxes = [self._boxes.get(one) for one in ids]  # all or none
+        await asyncio.gather(*(self._boxes.delete(box) for box in boxes))
+        return json_response({"deleted": len(boxes), "ids": [box.id for box in boxes]})
+
+    def _fields(self, box: ServedBox) -> dict[str, object]:
+        return box.fields(self._boxes.in_force(box))
+
+
+_IN_SNAPSHOTS: Final = ("/workspace", "/home/box")
+"""Directories of a box that its snapshots hold."""
+
+
+async def _policy_of(body: Body, asked: CreateBox) -> NetworkPolicy | None:
+    if asked.network_policy is None:
+        return None
+    return await parse_policy(body, asked.network_policy, "network_policy")
+
+
+def _status(box: ServedBox) -> Response:
+    return json_response({"status": box.status})
+
+
+async def _not_ours(request: Request) -> Response:
+    word = request.url.path.split("/")[4]
+    raise service_error("not_supported", f"this service does not have {_NOT_OURS[word]}")
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    return error.response(flat=True) if isinstance(error, ApiError) else _fault()
+
+
+async def _on_file_error(request: Request, error: Exception) -> Response:
+    return file_error(error).response(flat=True) if isinstance(error, OSError) else _fault()
+
+
+async def _on_sandbox_error(request: Request, error: Exception) -> Response:
+    return service_error("box_failed", str(error)).response(flat=True)
+
+
+async def _on_too_many_programs(request: Request, error: Exception) -> Response:
+    return service_error("too_many_programs", str(error)).response(flat=True)
+
+
+async def _on_nobody(request: Request, error: Exception) -> Response:
+    return Response()  # which nobody reads
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return ApiError("not_found", "there is nothing at this path").response(flat=True)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        message = "this path takes other methods, which the header Allow lists"
+        return ApiError("method_not_allowed", message, headers=error.headers).response(flat=True)
+    return _fault()
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    return _fault()
+
+
+def _fault() -> Response:
+    return internal_error().response(flat=True)

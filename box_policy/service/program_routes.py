@@ -1,0 +1,136 @@
+"""The service's API for programs in a box: commands, code, streams and sessions."""
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from box_policy.control.http.answers import ApiError, json_response, rendered_response
+from box_policy.control.http.json_text import render_json
+from box_policy.control.threads import in_thread
+from box_policy.service.box import HOME, ServedBox
+from box_policy.service.context import Context
+from box_policy.service.programs.code import prepared
+from box_policy.service.programs.departure import while_connected
+from box_policy.service.programs.runs import run
+from box_policy.service.programs.session import serve_session
+from box_policy.service.programs.slots import Slots
+from box_policy.service.programs.stream import streaming_response
+from box_policy.service.requests import Code, Command
+
+_RENDERED_INLINE: Final = 64 * 1024
+"""Bytes of output that the loop itself writes as JSON."""
+
+
+def program_routes(context: Context, box: str) -> list[BaseRoute]:
+    """The routes, below the path of a box."""
+    programs = _Programs(context)
+    return [
+        Route(f"{box}/exec", programs.command, methods=["POST"]),
+        Route(f"{box}/exec-stream", programs.stream_command, methods=["POST"]),
+        Route(f"{box}/code", programs.code, methods=["POST"]),
+        Route(f"{box}/code-stream", programs.stream_code, methods=["POST"]),
+        WebSocketRoute(f"{box}/exec-session", programs.session),
+    ]
+
+
+class _Programs:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._bodies = context.bodies
+        self._slots = Slots()
+
+    async def command(self, request: Request) -> Response:
+        box = self._context.box(request)
+        async with self._bodies.read(request) as body:
+            asked = Command.parse(body.value)
+        with box.busy():
+            return await self._answer(request, box, asked.command, asked)
+
+    async def code(self, request: Request) -> Response:
+        box = self._context.box(request)
+        async with self._bodies.read(request) as body:
+            asked = Code.parse(body.value)
+        with box.busy():
+            async with prepared(box.sandbox, asked.code, asked.language) as argv:
+                return await self._answer(request, box, argv, asked)
+
+    async def stream_command(self, request: Request) -> Response:
+        box = self._context.box(request)
+        async with self._bodies.read(request) as body:
+            asked = Command.parse(body.value)
+        held = AsyncExitStack()
+        held.enter_context(box.busy())
+        return await self._stream(request, box, asked.command, asked, held)
+
+    async def stream_code(self, request: Request) -> Response:
+        box = self._context.box(request)
+        async with self._bodies.read(request) as body:
+            asked = Code.parse(body.value)
+        async with AsyncExitStack() as stack:
+            stack.enter_context(box.busy())
+            argv = await stack.enter_async_context(prepared(box.sandbox, asked.code, asked.language))
+            # Let go of when the program has ended, which is after this returns.
+            return await self._stream(request, box, argv, asked, stack.pop_all())
+
+    async def session(self, websocket: WebSocket) -> None:
+        try:
+            box = self._context.box(websocket)
+            with box.busy():
+                await serve_session(
+                    websocket, box.sandbox, environment=box.environment, home=HOME, slots=self._slots
+                )
+        except ApiError as error:
+            await websocket.send_denial_response(error.response(flat=True))
+
+    async def _answer(
+        self, request: Request, box: ServedBox, argv: Sequence[str], asked: Command | Code
+    ) -> Response:
+        running = run(
+            box.sandbox,
+            argv,
+            cwd=box.resolve(asked.folder),
+            env=box.environment | asked.env,
+            slots=self._slots,
+            timeout=_seconds(asked.timeout),
+        )
+        finished = await while_connected(request.receive, running)
+        answer: dict[str, object] = {
+            "exit_code": finished.exit_code,
+            "output": finished.output,
+            "error": finished.error,
+            "truncated": finished.truncated,
+            "timed_out": finished.timed_out,
+        }
+        if finished.cpu_ns is not None:
+            answer["cpu_ns"] = finished.cpu_ns
+        if len(finished.stdout) + len(finished.stderr) <= _RENDERED_INLINE:
+            return json_response(answer)
+        return rendered_response(await in_thread(render_json, answer))
+
+    async def _stream(
+        self,
+        request: Request,
+        box: ServedBox,
+        argv: Sequence[str],
+        asked: Command | Code,
+        held: AsyncExitStack,
+    ) -> Response:
+        return await streaming_response(
+            box.sandbox,
+            argv,
+            cwd=box.resolve(asked.folder),
+            env=box.environment | asked.env,
+            slots=self._slots,
+            timeout=_seconds(asked.timeout),
+            accept=request.headers.get("accept"),
+            held=held,
+        )
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
