@@ -1,0 +1,38 @@
+"""The directory that a box's programs start in, and relative paths count from."""
+
+from box_policy.sdk import answers, paths
+from box_policy.sdk._async.transport import AsyncTransport
+from box_policy.sdk.errors import BoxError, BoxNotFoundError
+from box_policy.sdk.types import FileStat
+
+
+class AsyncWorkspace:
+    """It belongs to the object on this side alone: the box knows nothing of it."""
+
+    def __init__(self, transport: AsyncTransport, at: str) -> None:
+        self._transport = transport
+        self._at = at
+        self.cwd = paths.WORKSPACE
+
+    def resolved(self, path: str) -> str:
+        """``path`` as an absolute one."""
+        return paths.resolved(self.cwd, path)
+
+    async def cd(self, path: str) -> None:
+        """Change it.
+
+        Raises:
+            BoxError: there is no such directory.
+        """
+        wanted = paths.normalized(self.resolved(path))
+        try:
+            answer = await self._transport.request(
+                "GET", f"{self._at}/files/stat", query={"path": wanted, "follow": "true"}
+            )
+        except BoxNotFoundError as error:
+            if error.code == "box_unknown":
+                raise
+            raise BoxError(f"cd: {path}: No such file or directory", error.status_code) from None
+        if answers.model(FileStat, answer).type != "directory":
+            raise BoxError(f"cd: {path}: Not a directory")
+        self.cwd = wanted

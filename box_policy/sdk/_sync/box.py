@@ -1,0 +1,255 @@
+# Written by scripts/make_sync from _async/box.py: change that one.
+"""A box: a sandbox for code that nobody vouches for, with a network policy."""
+
+import builtins
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Self, Unpack
+
+from box_policy.policy.model import NetworkPolicy as PolicyModel
+from box_policy.sdk import answers, options, policies
+from box_policy.sdk._sync.creation import box_path, created
+from box_policy.sdk._sync.exec import ExecNamespace
+from box_policy.sdk._sync.files import FilesNamespace
+from box_policy.sdk._sync.labels import LabelsNamespace
+from box_policy.sdk._sync.policy import PolicyControl
+from box_policy.sdk._sync.service import ServiceCalls
+from box_policy.sdk._sync.snapshots import Snapshots
+from box_policy.sdk._sync.transport import Transport
+from box_policy.sdk._sync.unsupported import UnsupportedCalls
+from box_policy.sdk._sync.workspace import Workspace
+from box_policy.sdk.connection import segment
+from box_policy.sdk.errors import BoxConnectionError, BoxError, BoxNotFoundError
+from box_policy.sdk.types import (
+    BoxConfig,
+    BoxGetOptions,
+    NetworkPolicy,
+    NetworkPolicyInput,
+    Snapshot,
+)
+from box_policy.sdk.unsupported import namespace
+
+
+class Box(ServiceCalls, UnsupportedCalls):
+    """A box. ``create`` makes one, ``get`` finds one that is there.
+
+    As a context manager it closes its connections at the end; with ``delete_on_exit=True`` it is deleted.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        transport: Transport,
+        policy: PolicyModel,
+        *,
+        delete_on_exit: bool = False,
+    ) -> None:
+        """Not called by users; see ``create`` and ``get``."""
+        at = box_path(data)
+        workspace = Workspace(transport, at)
+        self.id: str = answers.text(data, "id")
+        self.size: str = answers.text(data, "size") or "small"
+        self.keep_alive = bool(data.get("keep_alive"))
+        self.delete_on_exit = delete_on_exit
+        """Whether the box is deleted at the end of its ``with`` block."""
+        self.exec = ExecNamespace(transport, at, workspace)
+        self.files = FilesNamespace(transport, at, workspace)
+        self.labels = LabelsNamespace(transport, at)
+        self.agent = namespace("agent")
+        self.browser = namespace("browser")
+        self.git = namespace("git")
+        self.schedule = namespace("schedule")
+        self.skills = namespace("skills")
+        self._transport = transport
+        self._at = at
+        self._workspace = workspace
+        self._policy = PolicyControl(transport, at, policy)
+        self._snapshots = Snapshots(transport, at)
+
+    @classmethod
+    def create(cls, **config: Unpack[BoxConfig]) -> Self:
+        """Make a box. Its network policy is in force before anything runs in it.
+
+        Without a ``base_url``, given or in the environment, this process starts a service of its own.
+
+        Args:
+            config: ``network_policy`` in any form (without one, or with None, the service's default: that is
+                ``allow-all`` unless its operator has chosen another), ``name``, ``labels``, ``runtime``,
+                ``size``, ``env``, ``ttl`` in seconds, ``keep_alive``, ``delete_on_exit``, ``timeout`` in
+                milliseconds, ``base_url``, ``api_key``, ``debug``.
+
+        Raises:
+            TypeError: there is no such option.
+            PolicyValidationError: the network policy can't be accepted.
+            BoxUnsupportedError: the option is not supported here.
+            BoxError: the box can't be made, or the service doesn't confirm its policy.
+        """
+        checked = options.creation("Box.create", config)
+        box, _ = cls.created_with_data("/v2/box", checked, {})
+        return box
+
+    @classmethod
+    def from_snapshot(cls, snapshot_id: str, **config: Unpack[BoxConfig]) -> Self:
+        """Make a box with the files of a snapshot; else as ``create``."""
+        checked = options.creation("Box.from_snapshot", config)
+        more: dict[str, object] = {"snapshot_id": snapshot_id}
+        box, _ = cls.created_with_data("/v2/box/from-snapshot", checked, more)
+        return box
+
+    @classmethod
+    def get(cls, box_id: str, **options_: Unpack[BoxGetOptions]) -> Self:
+        """A box that is there, by its id or its name.
+
+        Raises:
+            BoxNotFoundError: there is none such.
+        """
+        checked = options.getting("Box.get", options_)
+        path = f"/v2/box/{segment(box_id, 'id or name of a box')}"
+        transport = Transport(checked)
+        try:
+            data = answers.as_object(transport.request("GET", path))
+            return cls(
+                data,
+                transport,
+                policies.in_force(data),
+                delete_on_exit=bool(checked.get("delete_on_exit")),
+            )
+        except BaseException:
+            transport.close()
+            raise
+
+    @classmethod
+    def get_by_name(cls, name: str, **options: Unpack[BoxGetOptions]) -> Self:
+        """A box that is there, by its name."""
+        return cls.get(name, **options)
+
+    @classmethod
+    def created_with_data(
+        cls, path: str, checked: Mapping[str, Any], more: Mapping[str, object]
+    ) -> tuple[Self, dict[str, Any]]:
+        """A new box, and all that the service says of it. Not called by users."""
+        data, transport = created(path, checked, more)
+        delete_on_exit = bool(checked.get("delete_on_exit"))
+        return cls(data, transport, policies.in_force(data), delete_on_exit=delete_on_exit), data
+
+    @property
+    def cwd(self) -> str:
+        """Where programs start, and what relative paths count from."""
+        return self._workspace.cwd
+
+    @property
+    def network_policy(self) -> NetworkPolicy:
+        """The network policy in force, in a copy of its own.
+
+        ``Box`` asks the service. ``AsyncBox`` can't, in a property: it shows what the service said last,
+        and ``refresh_network_policy`` asks.
+        """
+        return self._policy.shown()
+
+    def refresh_network_policy(self) -> NetworkPolicy:
+        """Ask the service which network policy is in force.
+
+        Raises:
+            BoxError: it doesn't say.
+        """
+        return self._policy.refresh()
+
+    def update_network_policy(self, policy: NetworkPolicyInput) -> NetworkPolicy:
+        """Put another network policy in force, at once.
+
+        Connections that it doesn't allow are cut; the others go on.
+
+        Returns:
+            What is in force now.
+
+        Raises:
+            PolicyValidationError: the policy can't be accepted; the one before is still in force.
+            BoxError: the change is refused, or the service doesn't confirm it.
+        """
+        return self._policy.update(policy)
+
+    def temporary_network_policy(self, policy: NetworkPolicyInput) -> AbstractContextManager[NetworkPolicy]:
+        """A context manager with another network policy in force inside; its value is that policy.
+
+        At the end, however that comes, the policy from before is put in force again.
+
+        Raises:
+            PolicyValidationError: the policy can't be accepted; nothing has changed.
+            BoxError: one of the changes failed. The message says which policy is in force.
+        """
+        return self._policy.temporary(policy)
+
+    def cd(self, path: str) -> None:
+        """Change :attr:`cwd`.
+
+        Raises:
+            BoxError: there is no such directory.
+        """
+        self._workspace.cd(path)
+
+    def get_status(self) -> dict[str, Any]:
+        """The box's ``status``: ``idle``, ``running`` or ``paused``."""
+        return answers.as_object(self._transport.request("GET", f"{self._at}/status"))
+
+    def pause(self) -> None:
+        """Stop everything in the box, until ``resume``."""
+        if self.keep_alive:
+            raise BoxError("Keep-alive boxes cannot be paused")
+        self._transport.request("POST", f"{self._at}/pause")
+
+    def resume(self) -> None:
+        """Let everything go on."""
+        self._transport.request("POST", f"{self._at}/resume")
+
+    def delete(self) -> None:
+        """End the box, and everything in it, and close the connections to it.
+
+        Raises:
+            BoxNotFoundError: there is no such box any more.
+        """
+        self._transport.request("DELETE", self._at)
+        self.close()
+
+    def snapshot(self, *, name: str) -> Snapshot:
+        """Keep the files that are in the box now. ``from_snapshot`` makes boxes with them."""
+        return self._snapshots.take(name)
+
+    def list_snapshots(self) -> builtins.list[Snapshot]:
+        """The snapshots that were taken of this box."""
+        return self._snapshots.all()
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete one of them."""
+        self._snapshots.delete(snapshot_id)
+
+    def close(self) -> None:
+        """Close the connections to the box. The box itself goes on."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        try:
+            if self.delete_on_exit:
+                self._delete_if_there(error)
+        finally:
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    def _delete_if_there(self, error: BaseException | None) -> None:
+        if self._transport.is_closed:
+            return  # by delete(), or somebody who wanted it to stay
+        try:
+            self._transport.request("DELETE", self._at)
+        except BoxNotFoundError:
+            pass
+        except BoxError as failure:
+            service = self._transport.target.service
+            if isinstance(failure, BoxConnectionError) and service is not None and service.has_ended():
+                return  # and the box with it
+            if error is None:
+                raise
+            error.add_note(f"the box {self.id} could not be deleted: {failure}")
