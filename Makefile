@@ -13,7 +13,7 @@ help:
 	@echo "make bench    measure"
 	@echo "make clean    remove the environment"
 
-$(VENV)/.ready: pyproject.toml scripts/setup
+$(VENV)/.ready: pyproject.toml scripts/setup tests/clients/node/package-lock.json
 	@./scripts/setup $(VENV)
 
 demo: $(VENV)/.ready
@@ -40,6 +40,7 @@ bench: $(VENV)/.ready
 	@$(BIN)/python -m benchmarks.box_start
 	@$(BIN)/python -m benchmarks.lane
 	@$(BIN)/python -m benchmarks.live
+	@$(BIN)/python -m benchmarks.service
 
 clean:
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

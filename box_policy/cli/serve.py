@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import sys
@@ -160,6 +161,7 @@ async def _serve(options: _Options, owner: int | None, log: Path | None, verbose
     stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.enter_context(_stopped_by(stop, owner))
+        cleanup.enter_context(_complaining())
         audit = Audit()
         written: list[JsonLines | Console] = []
         try:
@@ -250,6 +252,20 @@ def _stopped_by(stop: asyncio.Event, owner: int | None) -> Iterator[None]:
                 loop.add_reader(fd, stop.set)
                 stack.callback(loop.remove_reader, fd)
         yield
+
+
+@contextlib.contextmanager
+def _complaining() -> Iterator[None]:
+    """Show on stderr what goes wrong. mitmproxy takes the log for itself, and shows it to nobody."""
+    complaints = logging.StreamHandler()
+    complaints.setFormatter(logging.Formatter("box-policy: %(message)s"))
+    complaints.setLevel(logging.WARNING)
+    log = logging.getLogger("box_policy")
+    log.addHandler(complaints)
+    try:
+        yield
+    finally:
+        log.removeHandler(complaints)
 
 
 def _announce(address: ListeningAddress, options: _Options) -> None:

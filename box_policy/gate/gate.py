@@ -55,8 +55,13 @@ class Settings:
 class _Served:
     """A box's sockets, as the gate holds them."""
 
-    streams: list[socket.socket] = field(default_factory=list)
-    dns: list[socket.socket] = field(default_factory=list)
+    tcp: list[socket.socket] = field(default_factory=list)
+    dns_udp: list[socket.socket] = field(default_factory=list)
+    dns_tcp: list[socket.socket] = field(default_factory=list)
+    paused: bool = False
+
+    def all(self) -> tuple[socket.socket, ...]:
+        return (*self.tcp, *self.dns_udp, *self.dns_tcp)
 
 
 class Gate:
@@ -110,15 +115,30 @@ class Gate:
         """
         box = self.boxes[box_id]
         served = self._served.setdefault(box_id, _Served())
-        for sock in tcp:
-            served.streams.append(sock.dup())
-            self.lane.listen(served.streams[-1], box)
-        for sock in dns_udp:
-            served.dns.append(sock.dup())
-            self.dns.serve_udp(served.dns[-1], box)
-        for sock in dns_tcp:
-            served.dns.append(sock.dup())
-            self.dns.serve_tcp(served.dns[-1], box)
+        more = _Served(
+            [sock.dup() for sock in tcp],
+            [sock.dup() for sock in dns_udp],
+            [sock.dup() for sock in dns_tcp],
+        )
+        served.tcp += more.tcp
+        served.dns_udp += more.dns_udp
+        served.dns_tcp += more.dns_tcp
+        if not served.paused:
+            self._listen(more, box)
+
+    def pause(self, box_id: str) -> None:
+        """Take nothing new from a box, until :meth:`resume`: it waits in the kernel. What is open goes on."""
+        served = self._served.get(box_id)
+        if served is not None and not served.paused:
+            served.paused = True
+            self._forget(served)
+
+    def resume(self, box_id: str) -> None:
+        """Serve the box's sockets again."""
+        served = self._served.get(box_id)
+        if served is not None and served.paused:
+            served.paused = False
+            self._listen(served, self.boxes[box_id])
 
     def is_in_a_box(self, cookie: int) -> bool:
         """Is that network namespace (by its SO_NETNS_COOKIE) one that a box lives in, apart from the gate?
@@ -128,17 +148,14 @@ class Gate:
         with socket.socket(socket.AF_UNIX) as own:
             if cookie == netns_cookie(own):
                 return False
-        listening = (sock for served in self._served.values() for sock in (*served.streams, *served.dns))
+        listening = (sock for served in self._served.values() for sock in served.all())
         return any(netns_cookie(sock) == cookie for sock in listening)
 
     def leave(self, box_id: str) -> None:
         """Serve a box's sockets no more. Its policy, and what is open, stay as they are."""
         served = self._served.pop(box_id, _Served())
-        for sock in served.streams:
-            self.lane.forget(sock)
-            sock.close()
-        for sock in served.dns:
-            self.dns.forget(sock)
+        self._forget(served)
+        for sock in served.all():
             sock.close()
 
     def adopt(
@@ -176,6 +193,20 @@ class Gate:
         self.stop()
         await self.dns.close()
         await self.resolver.close()
+
+    def _listen(self, served: _Served, box: GatedBox) -> None:
+        for sock in served.tcp:
+            self.lane.listen(sock, box)
+        for sock in served.dns_udp:
+            self.dns.serve_udp(sock, box)
+        for sock in served.dns_tcp:
+            self.dns.serve_tcp(sock, box)
+
+    def _forget(self, served: _Served) -> None:
+        for sock in served.tcp:
+            self.lane.forget(sock)
+        for sock in (*served.dns_udp, *served.dns_tcp):
+            self.dns.forget(sock)
 
     def _sweep(self) -> None:
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_INTERVAL, self._sweep)

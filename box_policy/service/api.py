@@ -12,14 +12,13 @@ from starlette.routing import BaseRoute, Route
 from box_policy.control.http.answers import ApiError, internal_error, json_response
 from box_policy.control.http.bodies import Body
 from box_policy.policy.model import NetworkPolicy
-from box_policy.sandbox.launcher import SandboxError
+from box_policy.sandbox.launcher import BoxPausedError, SandboxError
 from box_policy.service.box import ServedBox
-from box_policy.service.boxes import Boxes
 from box_policy.service.context import Context, parameters, parse_policy
 from box_policy.service.errors import file_error, service_error
 from box_policy.service.file_routes import file_routes
 from box_policy.service.program_routes import program_routes
-from box_policy.service.programs.departure import ClientGoneError
+from box_policy.service.programs.departure import ClientGoneError, while_connected
 from box_policy.service.programs.slots import TooManyProgramsError
 from box_policy.service.requests import (
     MAX_LABELS,
@@ -49,15 +48,15 @@ _NOT_OURS: Final = {
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
-def make_service_app(boxes: Boxes) -> Starlette:
+def make_service_app(context: Context) -> Starlette:
     """The API as an ASGI app. It asks nobody who they are: an Endpoint does."""
-    context = Context(boxes)
+    api = _Api(context)
     app = Starlette(
-        routes=_routes(context),
+        routes=_routes(context, api),
         exception_handlers={
             ApiError: _on_api_error,
             OSError: _on_file_error,
-            SandboxError: _on_sandbox_error,
+            SandboxError: api.on_sandbox_error,
             TooManyProgramsError: _on_too_many_programs,
             ClientGoneError: _on_nobody,
             HTTPException: _on_http_error,
@@ -68,8 +67,7 @@ def make_service_app(boxes: Boxes) -> Starlette:
     return app
 
 
-def _routes(context: Context) -> list[BaseRoute]:
-    api = _Api(context)
+def _routes(context: Context, api: "_Api") -> list[BaseRoute]:
     at = "/v2/box"
     box = at + "/{box}"
     return [
@@ -128,22 +126,12 @@ class _Api:
         box = self._context.box(request)
         if box.keep_alive:
             raise service_error("keep_alive", "Keep-alive boxes cannot be paused")
-        if not box.paused:
-            box.paused = True  # before it is, so that nothing starts meanwhile
-            try:
-                await box.sandbox.pause()
-            except BaseException:
-                box.paused = False
-                raise
-            box.changed()
+        await self._boxes.pause(box)
         return _status(box)
 
     async def resume(self, request: Request) -> Response:
         box = self._context.box(request)
-        await box.sandbox.resume()
-        if box.paused:
-            box.paused = False
-            box.changed()
+        await self._boxes.resume(box)
         return _status(box)
 
     async def network_policy(self, request: Request) -> Response:
@@ -188,11 +176,7 @@ class _Api:
         async with self._bodies.read(request) as body:
             name = TakeSnapshot.parse(body.value).name
         with box.used():
-            policy = self._boxes.in_force(box).policy
-            async with box.sandbox.files.archive(_IN_SNAPSHOTS) as archive:
-                taken = await snapshots.take(
-                    archive, name=name, box_id=box.id, policy=policy, runtime=box.runtime, size=box.size
-                )
+            taken = await while_connected(request.receive, self._boxes.take_snapshot(box, name))
         return json_response(taken.fields(), 201)
 
     async def snapshot(self, request: Request) -> Response:
@@ -236,6 +220,17 @@ class _Api:
         )
         return json_response({})
 
+    async def on_sandbox_error(self, request: Request, error: Exception) -> Response:
+        """What is said of a box that could not do what was asked of it."""
+        if isinstance(error, BoxPausedError):
+            return service_error("box_paused", str(error)).response(flat=True)
+        if "box" in request.path_params:
+            try:
+                self._context.box(request)
+            except ApiError as gone:
+                return gone.response(flat=True)
+        return service_error("box_failed", str(error)).response(flat=True)
+
     async def _create(self, request: Request, *, from_snapshot: bool) -> Response:
         async with self._bodies.read(request) as body:
             asked = CreateBox.parse(body.value)
@@ -245,7 +240,7 @@ class _Api:
                 raise service_error("request_invalid", "snapshot_id: only at /v2/box/from-snapshot")
             policy = await _policy_of(body, asked)
         snapshot = self._boxes.snapshots.get(asked.snapshot_id) if asked.snapshot_id is not None else None
-        box = await self._boxes.create(asked, policy, snapshot)
+        box = await while_connected(request.receive, self._boxes.create(asked, policy, snapshot))
         if await request.is_disconnected():
             await self._boxes.delete(box)  # nobody would know of it
         return json_response(self._fields(box), 201)
@@ -259,10 +254,6 @@ class _Api:
 
     def _fields(self, box: ServedBox) -> dict[str, object]:
         return box.fields(self._boxes.in_force(box))
-
-
-_IN_SNAPSHOTS: Final = ("/workspace", "/home/box")
-"""Directories of a box that its snapshots hold."""
 
 
 async def _policy_of(body: Body, asked: CreateBox) -> NetworkPolicy | None:
@@ -286,10 +277,6 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 async def _on_file_error(request: Request, error: Exception) -> Response:
     return file_error(error).response(flat=True) if isinstance(error, OSError) else _fault()
-
-
-async def _on_sandbox_error(request: Request, error: Exception) -> Response:
-    return service_error("box_failed", str(error)).response(flat=True)
 
 
 async def _on_too_many_programs(request: Request, error: Exception) -> Response:

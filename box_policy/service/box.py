@@ -1,5 +1,6 @@
 """One box of the service: what is known of it, beside its policy."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ class ServedBox:
     last_activity_at: float = field(default_factory=time.time)
     expires_at: float | None = None
     paused: bool = False
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever pauses or resumes it."""
     running: int = 0
     """Programs that somebody waits for."""
 

@@ -29,6 +29,10 @@ MAX_BOXES: Final = 256
 _REMEMBERED: Final = 1_000
 """Boxes that have ended, of which is known why."""
 _SOURCE: Final = "service"
+_IN_SNAPSHOTS: Final = ("/workspace", "/home/box")
+"""Directories of a box that its snapshots hold."""
+_SNAPSHOT_WITHIN: Final = 1800.0
+"""Seconds that a snapshot may take, however its box hinders it."""
 
 
 class Boxes:
@@ -158,9 +162,49 @@ class Boxes:
         life.add_done_callback(self._lives.discard)
         return box
 
+    async def pause(self, box: ServedBox) -> None:
+        """Stop a box's programs, and take nothing new from it. Repeating it does nothing."""
+        async with box.turn:
+            if box.paused:
+                return
+            box.paused = True  # before it is, so that nothing is started meanwhile
+            try:
+                await box.sandbox.pause()
+            except BaseException:
+                box.paused = False
+                raise
+            # A program may have itself continued, by a timer's SIGCONT. Then it gets no further than this.
+            self._gate.pause(box.id)
+            box.changed()
+
+    async def resume(self, box: ServedBox) -> None:
+        """Let a box's programs go on, behind the policy that is in force by now."""
+        async with box.turn:
+            if not box.paused:
+                return
+            self._gate.resume(box.id)
+            await box.sandbox.resume()
+            box.paused = False
+            box.changed()
+
     async def delete(self, box: ServedBox) -> None:
         """Delete a box. When it returns nothing of it is left."""
         await self._end(box, "it was deleted")
+
+    async def take_snapshot(self, box: ServedBox, name: str) -> Snapshot:
+        """Keep a box's files, and its policy."""
+        policy = self.in_force(box).policy
+        try:
+            async with (
+                asyncio.timeout(_SNAPSHOT_WITHIN),
+                box.sandbox.files.archive(_IN_SNAPSHOTS) as archive,
+            ):
+                return await self.snapshots.take(
+                    archive, name=name, box_id=box.id, policy=policy, runtime=box.runtime, size=box.size
+                )
+        except TimeoutError:
+            message = f"the box has not given its files within {_SNAPSHOT_WITHIN:.0f} seconds"
+            raise service_error("box_failed", message) from None
 
     async def close(self) -> None:
         """Delete every box, and make no more."""

@@ -12,8 +12,13 @@ from box_policy.policy.model import NetworkPolicy, PolicyError
 from box_policy.policy.quoting import quoted
 from box_policy.service.box import ServedBox
 from box_policy.service.boxes import Boxes
+from box_policy.service.budget import Budget
 from box_policy.service.errors import service_error
 
+MAX_KEPT: Final = 512 << 20
+"""Bytes of answers that all clients together may have held for them."""
+MAX_SPOOLED: Final = 8 << 30
+"""Bytes of uploads that lie on this machine's disk at one time."""
 MAX_WRITTEN_BODY: Final = 16 << 20
 """Bytes of a request to write a file: 12 MiB of content in base64. Larger ones are uploaded."""
 
@@ -23,6 +28,10 @@ class Context:
     """The boxes, and how requests are read."""
 
     boxes: Boxes
+    kept: Budget = field(default_factory=lambda: Budget(MAX_KEPT))
+    """For what programs have written, and files hold, until it has been sent."""
+    spooled: Budget = field(default_factory=lambda: Budget(MAX_SPOOLED))
+    """For uploads until they are in their boxes."""
     bodies: Bodies = field(default_factory=lambda: Bodies(within=60, max_string=MAX_WRITTEN_BODY))
 
     def box(self, request: HTTPConnection) -> ServedBox:

@@ -3,9 +3,11 @@
 Paths are the box's: every operation is done inside it, with the rights of its programs.
 """
 
+import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import BinaryIO, Final
@@ -15,13 +17,17 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from box_policy.control.http.answers import json_response
+from box_policy.control.http.answers import json_response, rendered_response
+from box_policy.control.http.bodies import announced_size
+from box_policy.control.http.json_text import render_json
 from box_policy.control.http.uploads import read_upload
 from box_policy.control.threads import in_thread
 from box_policy.sandbox.launcher import FileInfo
+from box_policy.service.answers import Deferred, as_base64, as_text, json_in_pieces
 from box_policy.service.box import ServedBox
 from box_policy.service.context import MAX_WRITTEN_BODY, Context, parameters
 from box_policy.service.errors import service_error
+from box_policy.service.programs.departure import while_connected
 from box_policy.service.requests import MakeDirectory, Remove, Rename, WriteFile
 
 MAX_PART: Final = 8 << 20
@@ -30,8 +36,9 @@ MAX_READ: Final = 32 << 20
 """Bytes of a whole file in one JSON answer; a larger one is downloaded, or read in parts."""
 MAX_UPLOAD: Final = 1 << 30
 MAX_UPLOADED_FILES: Final = 1_000
-MAX_ENTRIES: Final = 20_000
+MAX_ENTRIES: Final = 10_000
 """Of a directory that is listed."""
+_LEAST_READ: Final = 64 << 10
 _PIECE: Final = 1 << 20
 _LAST_TIME: Final = 253_402_300_799.0
 """The last second of the year 9999."""
@@ -67,14 +74,36 @@ class _Files:
         offset = _count(asked, "offset") or 0
         if length is not None and length > MAX_PART:
             raise service_error("request_invalid", f"length: at most {MAX_PART >> 20} MiB in one answer")
-        with box.used():
-            content = await box.sandbox.files.read(path, offset=offset, length=length, limit=MAX_READ)
-        if encoding == "base64":
-            return json_response({"content": base64.b64encode(content).decode("ascii")})
-        try:
-            return json_response({"content": content.decode()})
-        except UnicodeDecodeError:
-            raise service_error("not_text", f"{path} is not UTF-8: read it with encoding=base64") from None
+        box.check_awake()
+
+        async def answer(held: AsyncExitStack, receive: Receive) -> Response:
+            held.enter_context(box.used())
+            content = await while_connected(receive, self._read(held, box, path, offset, length))
+            if encoding == "base64":
+                return json_in_pieces({}, content=as_base64(content))
+            try:
+                for _ in as_text(content, "strict"):
+                    await asyncio.sleep(0)
+            except UnicodeDecodeError:
+                raise service_error(
+                    "not_text", f"{path} is not UTF-8: read it with encoding=base64"
+                ) from None
+            return json_in_pieces({}, content=as_text(content, "strict"))
+
+        return Deferred(answer)
+
+    async def _read(
+        self, held: AsyncExitStack, box: ServedBox, path: str, offset: int, length: int | None
+    ) -> bytes:
+        limit = length
+        if limit is None:
+            info = await box.sandbox.files.stat(path, follow=True)
+            # A file of /proc has no size, and another may grow meanwhile.
+            limit = min(max(info.size - offset, _LEAST_READ), MAX_READ)
+        share = held.enter_context(self._context.kept.share())
+        if share.take(limit) < limit:
+            raise service_error("busy", "others have large files read at the moment: try again")
+        return await box.sandbox.files.read(path, offset=offset, length=length, limit=limit)
 
     async def write(self, request: Request) -> Response:
         box = self._context.box(request)
@@ -90,7 +119,7 @@ class _Files:
         path = box.resolve(parameters(request, {"folder"}).get("folder"))
         with box.used():
             entries = await box.sandbox.files.list(path, limit=MAX_ENTRIES)
-        return json_response({"files": [_entry(entry) for entry in entries]})
+        return rendered_response(await in_thread(_listing, entries))
 
     async def stat(self, request: Request) -> Response:
         box = self._context.box(request)
@@ -138,13 +167,20 @@ class _Files:
     async def upload(self, request: Request) -> Response:
         box = self._context.box(request)
         box.check_awake()  # before a body is read that nobody could use
+        with self._context.spooled.share() as share:
+            size = int(min(announced_size(request) or MAX_UPLOAD, MAX_UPLOAD))
+            if share.take(size) < size:
+                raise service_error("busy", "others upload large files at the moment: try again")
+            await self._upload(request, box)
+        return json_response({})
+
+    async def _upload(self, request: Request, box: ServedBox) -> None:
         async with read_upload(request, max_bytes=MAX_UPLOAD, max_files=MAX_UPLOADED_FILES) as upload:
             if len(upload.paths) != len(upload.files):
                 raise service_error("request_invalid", "as many paths are needed as there are files")
             with box.used():
                 for path, file in zip(upload.paths, upload.files, strict=True):
                     await box.sandbox.files.write(box.resolve(path), _pieces(file.content))
-        return json_response({})
 
     async def download(self, request: Request) -> Response:
         box = self._context.box(request)
@@ -200,6 +236,10 @@ def _content(asked: WriteFile) -> bytes:
 async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
     while piece := await in_thread(file.read, _PIECE):
         yield piece
+
+
+def _listing(entries: Iterable[FileInfo]) -> str:
+    return render_json({"files": [_entry(entry) for entry in entries]})
 
 
 def _entry(info: FileInfo) -> dict[str, object]:

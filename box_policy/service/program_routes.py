@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import Receive
 from starlette.websockets import WebSocket
 
-from box_policy.control.http.answers import ApiError, json_response, rendered_response
-from box_policy.control.http.json_text import render_json
-from box_policy.control.threads import in_thread
+from box_policy.control.http.answers import ApiError
+from box_policy.service.answers import Deferred, as_text, json_in_pieces
 from box_policy.service.box import HOME, ServedBox
 from box_policy.service.context import Context
 from box_policy.service.programs.code import prepared
@@ -21,9 +20,6 @@ from box_policy.service.programs.session import serve_session
 from box_policy.service.programs.slots import Slots
 from box_policy.service.programs.stream import streaming_response
 from box_policy.service.requests import Code, Command
-
-_RENDERED_INLINE: Final = 64 * 1024
-"""Bytes of output that the loop itself writes as JSON."""
 
 
 def program_routes(context: Context, box: str) -> list[BaseRoute]:
@@ -48,16 +44,26 @@ class _Programs:
         box = self._context.box(request)
         async with self._bodies.read(request) as body:
             asked = Command.parse(body.value)
-        with box.busy():
-            return await self._answer(request, box, asked.command, asked)
+        box.check_awake()
+
+        async def answer(held: AsyncExitStack, receive: Receive) -> Response:
+            held.enter_context(box.busy())
+            return await self._answer(held, receive, box, asked.command, asked)
+
+        return Deferred(answer)
 
     async def code(self, request: Request) -> Response:
         box = self._context.box(request)
         async with self._bodies.read(request) as body:
             asked = Code.parse(body.value)
-        with box.busy():
-            async with prepared(box.sandbox, asked.code, asked.language) as argv:
-                return await self._answer(request, box, argv, asked)
+        box.check_awake()
+
+        async def answer(held: AsyncExitStack, receive: Receive) -> Response:
+            held.enter_context(box.busy())
+            argv = await held.enter_async_context(prepared(box.sandbox, asked.code, asked.language))
+            return await self._answer(held, receive, box, argv, asked)
+
+        return Deferred(answer)
 
     async def stream_command(self, request: Request) -> Response:
         box = self._context.box(request)
@@ -88,7 +94,12 @@ class _Programs:
             await websocket.send_denial_response(error.response(flat=True))
 
     async def _answer(
-        self, request: Request, box: ServedBox, argv: Sequence[str], asked: Command | Code
+        self,
+        held: AsyncExitStack,
+        receive: Receive,
+        box: ServedBox,
+        argv: Sequence[str],
+        asked: Command | Code,
     ) -> Response:
         running = run(
             box.sandbox,
@@ -96,21 +107,22 @@ class _Programs:
             cwd=box.resolve(asked.folder),
             env=box.environment | asked.env,
             slots=self._slots,
+            share=held.enter_context(self._context.kept.share()),
             timeout=_seconds(asked.timeout),
         )
-        finished = await while_connected(request.receive, running)
-        answer: dict[str, object] = {
+        finished = await while_connected(receive, running)
+        fields: dict[str, object] = {
             "exit_code": finished.exit_code,
-            "output": finished.output,
-            "error": finished.error,
             "truncated": finished.truncated,
             "timed_out": finished.timed_out,
         }
         if finished.cpu_ns is not None:
-            answer["cpu_ns"] = finished.cpu_ns
-        if len(finished.stdout) + len(finished.stderr) <= _RENDERED_INLINE:
-            return json_response(answer)
-        return rendered_response(await in_thread(render_json, answer))
+            fields["cpu_ns"] = finished.cpu_ns
+        return json_in_pieces(
+            fields,
+            output=as_text(finished.stdout, "replace", is_whole=not finished.stdout_truncated),
+            error=as_text(finished.stderr, "replace", is_whole=not finished.stderr_truncated),
+        )
 
     async def _stream(
         self,

@@ -16,6 +16,7 @@ from box_policy.policy.model import NetworkPolicy
 from box_policy.sandbox.launcher import Launcher
 from box_policy.service.api import PREFIX, make_service_app
 from box_policy.service.boxes import MAX_BOXES, Boxes
+from box_policy.service.context import Context
 from box_policy.service.runtimes import Runtimes
 from box_policy.service.sizes import SIZES, Size
 from box_policy.service.snapshots import Snapshots
@@ -75,7 +76,7 @@ class Service:
         Raises:
             ControlError: the endpoint can't be had like this. The message says what to do.
         """
-        app = make_service_app(self.boxes)
+        app = make_service_app(Context(self.boxes))
         address = self._plane.listen(address, key, beside={PREFIX: app}, bounds=_BOUNDS)
         self._gate.start()
         self._plane.start()

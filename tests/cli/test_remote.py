@@ -174,7 +174,7 @@ class TestTheAddress:
         assert "is no box-policy gate" in said("policy", "get", "--control", address)[1]
 
     @pytest.mark.parametrize(
-        "address", ["gate", "localhost:9090", "0.0.0.0:9090", "unix:relative", "/x" * 200]
+        "address", ["gate", "example.com:9090", "0.0.0.0:9090", "unix:relative", "/x" * 200]
     )
     def test_one_that_is_none(self, address: str) -> None:
         code, line = said("status", "--control", address)

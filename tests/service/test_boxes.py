@@ -12,6 +12,32 @@ ALLOWED = {"mode": "custom", "allowed_domains": ["allowed.test"]}
 REACH = "curl -sS --max-time 5 -o /dev/null -w '%{{http_code}}' http://{0}/ 2>&1"
 
 
+# Has a timer continue it, and opens one connection after the other.
+AWAKE = f"""
+import ctypes, signal, socket, time
+libc = ctypes.CDLL(None)
+long, int_ = ctypes.c_long, ctypes.c_int
+class Event(ctypes.Structure):
+    _fields_ = [("value", long), ("signo", int_), ("notify", int_), ("pad", long * 6)]
+class Times(ctypes.Structure):
+    _fields_ = [("every", long), ("every_ns", long), ("first", long), ("first_ns", long)]
+signal.signal(signal.SIGCONT, lambda *_: None)
+timer = ctypes.c_void_p()
+assert libc.timer_create(1, ctypes.byref(Event(0, signal.SIGCONT, 0)), ctypes.byref(timer)) == 0
+assert libc.timer_settime(timer, 0, ctypes.byref(Times(0, 5_000_000, 0, 5_000_000)), None) == 0
+while True:
+    try:
+        socket.create_connection(("{plan.ALLOWED4}", 80), 1).close()
+        with socket.create_connection(("{plan.ALLOWED4}", 80), 1) as sock:
+            sock.sendall(b"GET / HTTP/1.1\\r\\nHost: allowed.test\\r\\nConnection: close\\r\\n\\r\\n")
+            sock.recv(100)
+        socket.getaddrinfo("evil.test", 80)
+    except OSError:
+        pass
+    time.sleep(0.01)
+"""
+
+
 def reach(service: Server, box: str, name: str) -> str:
     """What curl in a box gets of a name, over plain HTTP."""
     return str(service.run(box, REACH.format(name))["output"])
@@ -293,6 +319,34 @@ class TestPause:
         service.ask("POST", f"/{box}/resume").ok()
         assert reach(service, box, "evil.test") != "200"
         assert lab.connections(plan.EVIL4) == []
+
+    def test_a_program_that_has_itself_continued_gets_nowhere(self, service: Server, lab: Lab) -> None:
+        """A timer sends it SIGCONT: while the box is paused nothing new that it opens is served."""
+        box = service.create()["id"]
+        service.ask("POST", f"/{box}/files/write", {"path": "p.py", "content": AWAKE}).ok()
+        service.run(box, "python3 p.py >/dev/null 2>&1 &")
+        until(lambda: len(lab.connections(plan.ALLOWED4)) > 3)
+        service.ask("POST", f"/{box}/pause").ok()
+        seen = len(lab.connections(plan.ALLOWED4))
+        asked = len(lab.dns.questions)
+        time.sleep(0.5)
+        # One may have been under way.
+        assert len(lab.connections(plan.ALLOWED4)) <= seen + 1
+        assert len(lab.dns.questions) <= asked + 1
+        service.ask("POST", f"/{box}/resume").ok()
+        until(lambda: len(lab.connections(plan.ALLOWED4)) > seen + 3)
+
+    def test_what_it_tries_meanwhile_is_judged_when_it_goes_on(self, service: Server, lab: Lab) -> None:
+        box = service.create()["id"]
+        service.ask("POST", f"/{box}/files/write", {"path": "p.py", "content": AWAKE}).ok()
+        service.run(box, "python3 p.py >/dev/null 2>&1 &")
+        until(lambda: len(lab.connections(plan.ALLOWED4)) > 3)
+        service.ask("POST", f"/{box}/pause").ok()
+        service.ask("PUT", f"/{box}/config/network-policy", {"mode": "deny-all"}).ok()
+        seen = len(lab.connections(plan.ALLOWED4))
+        service.ask("POST", f"/{box}/resume").ok()
+        service.run(box, "sleep 0.3")
+        assert len(lab.connections(plan.ALLOWED4)) == seen
 
     def test_a_box_that_is_kept_alive_is_not_paused(self, service: Server) -> None:
         box = service.create(keep_alive=True)["id"]

@@ -1,6 +1,5 @@
 """A program in a box, from start to end, with all that it wrote."""
 
-import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +11,7 @@ from box_policy.sandbox.launcher import (
     ProgramSpec,
     SandboxError,
 )
+from box_policy.service.budget import Share
 from box_policy.service.programs.execution import StreamName, executing
 from box_policy.service.programs.slots import Slots
 
@@ -43,16 +43,6 @@ class Finished:
         """Whether some of what it wrote is missing."""
         return self.stdout_truncated or self.stderr_truncated
 
-    @property
-    def output(self) -> str:
-        """Standard output as text; what isn't UTF-8 is replaced."""
-        return _text(self.stdout, self.stdout_truncated)
-
-    @property
-    def error(self) -> str:
-        """Standard error as text; what isn't UTF-8 is replaced."""
-        return _text(self.stderr, self.stderr_truncated)
-
 
 async def run(
     box: Box,
@@ -61,6 +51,7 @@ async def run(
     cwd: str,
     env: Mapping[str, str],
     slots: Slots,
+    share: Share | None = None,
     timeout: float | None = None,  # noqa: ASYNC109  # the program's, which is killed and still has a result
     max_output: int = MAX_OUTPUT,
 ) -> Finished:
@@ -70,6 +61,7 @@ async def run(
     this kills it.
 
     Args:
+        share: of what all may keep: what it writes is kept at its expense.
         timeout: Seconds after which it is killed, with its process group.
         max_output: Bytes to keep of each stream. The program goes on beyond them.
 
@@ -83,7 +75,8 @@ async def run(
         try:
             async with executing(box, ProgramSpec(argv, env, cwd), timeout=timeout) as execution:
                 while (piece := await execution.next_piece()) is not None:
-                    room = max_output - len(kept[piece.stream])
+                    room = min(len(piece.data), max_output - len(kept[piece.stream]))
+                    room = room if share is None else share.take(room)
                     kept[piece.stream] += piece.data[:room]
                     if len(piece.data) > room:
                         truncated.add(piece.stream)
@@ -113,8 +106,3 @@ def refusal_code(error: SandboxError) -> int | None:
 def refusal_text(error: SandboxError) -> bytes:
     """What the user sees as the standard error of a program that could not be run."""
     return f"{error}\n".encode(errors="replace")
-
-
-def _text(data: bytes, cut: bool) -> str:
-    # Where it was cut, half a character may be left, which is no fault of the program's.
-    return codecs.getincrementaldecoder("utf-8")("replace").decode(data, final=not cut)

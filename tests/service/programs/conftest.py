@@ -19,6 +19,11 @@ CWD = "/workspace"
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": CWD}
 
 
+def text(written: bytes) -> str:
+    """What a program wrote."""
+    return written.decode()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def launcher() -> AsyncIterator[NamespaceLauncher]:
     """A launcher; the tests are skipped, with the reason, on a machine that can't make boxes."""
@@ -59,5 +64,5 @@ async def eventually_gone(box: NamespaceBox, marker: str) -> None:
     async with asyncio.timeout(PATIENCE):
         while True:
             found = await run(box, ["sh", "-c", script], cwd=CWD, env=ENVIRONMENT, slots=Slots())
-            if marker not in found.output:
+            if marker not in text(found.stdout):
                 return

@@ -13,7 +13,7 @@ from box_policy.service.programs.code import prepared
 from box_policy.service.programs.runs import Finished, run
 from box_policy.service.programs.slots import Slots
 from tests.sandbox.boxes import SYSTEM_PATH
-from tests.service.programs.conftest import CWD, ENVIRONMENT, PATIENCE, nothing_left
+from tests.service.programs.conftest import CWD, ENVIRONMENT, PATIENCE, nothing_left, text
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -46,7 +46,7 @@ async def place(box: NamespaceBox, path: str, text: str) -> None:
 async def test_python(box: NamespaceBox) -> None:
     with nothing_left():
         finished = await run_code(box, "import sys\nprint('ä', len(sys.argv), __name__)\nsys.exit(3)")
-    assert (finished.exit_code, finished.output, finished.error) == (3, "ä 1 __main__\n", "")
+    assert (finished.exit_code, text(finished.stdout), text(finished.stderr)) == (3, "ä 1 __main__\n", "")
     assert await left_in_tmp(box) == []
 
 
@@ -54,20 +54,20 @@ async def test_python(box: NamespaceBox) -> None:
 async def test_python_imports_from_the_working_directory(box: NamespaceBox) -> None:
     await place(box, f"{CWD}/project/helper.py", "VALUE = 'from the working directory'")
     finished = await run_code(box, "import helper; print(helper.VALUE)", cwd=f"{CWD}/project")
-    assert finished.output == "from the working directory\n"
+    assert text(finished.stdout) == "from the working directory\n"
 
 
 @python3
 async def test_a_traceback_of_python_shows_the_line(box: NamespaceBox) -> None:
     finished = await run_code(box, "def wrong():\n    return 1 / 0  # here\n\nwrong()")
     assert finished.exit_code == 1
-    assert "line 2, in wrong" in finished.error and "1 / 0  # here" in finished.error
+    assert "line 2, in wrong" in text(finished.stderr) and "1 / 0  # here" in text(finished.stderr)
 
 
 @python3
 async def test_python_has_no_names_but_its_own(box: NamespaceBox) -> None:
     finished = await run_code(box, "print(sorted(name for name in globals() if not name.startswith('__')))")
-    assert finished.output == "[]\n"
+    assert text(finished.stdout) == "[]\n"
 
 
 @python3
@@ -80,38 +80,38 @@ if __name__ == "__main__":
         print(pool.map(double, [1, 2]))
 """
     finished = await run_code(box, code)
-    assert finished.output == "[2, 4]\n", finished.error
+    assert text(finished.stdout) == "[2, 4]\n", text(finished.stderr)
 
 
 @python3
 async def test_code_that_no_command_line_would_hold(box: NamespaceBox) -> None:
     finished = await run_code(box, f"text = '{'x' * 1_000_000}'\nprint(len(text))")
-    assert finished.output == "1000000\n"
+    assert text(finished.stdout) == "1000000\n"
 
 
 @python3
 async def test_what_python_prints_is_seen_at_once(box: NamespaceBox) -> None:
     finished = await run_code(box, "import time; print('early'); time.sleep(60)", timeout=1.5)
-    assert (finished.exit_code, finished.output) == (124, "early\n")
+    assert (finished.exit_code, text(finished.stdout)) == (124, "early\n")
     assert await left_in_tmp(box) == []
 
 
 @python3
 async def test_code_reads_no_input(box: NamespaceBox) -> None:
-    assert "EOFError" in (await run_code(box, "input()")).error
+    assert "EOFError" in text((await run_code(box, "input()")).stderr)
 
 
 @python3
 @pytest.mark.parametrize("code", ["", "# -*- coding: latin-1 -*-\nprint('a')", "print('''\r\n''' == '\\n')"])
 async def test_odd_code(box: NamespaceBox, code: str) -> None:
     finished = await run_code(box, code)
-    assert finished.exit_code == 0, finished.error
+    assert finished.exit_code == 0, text(finished.stderr)
 
 
 @node
 async def test_js(box: NamespaceBox) -> None:
     finished = await run_code(box, "console.log('ä'); console.error(typeof require); process.exit(4)", "js")
-    assert (finished.exit_code, finished.output, finished.error) == (4, "ä\n", "function\n")
+    assert (finished.exit_code, text(finished.stdout), text(finished.stderr)) == (4, "ä\n", "function\n")
     assert await left_in_tmp(box) == []
 
 
@@ -119,7 +119,7 @@ async def test_js(box: NamespaceBox) -> None:
 async def test_js_requires_from_the_working_directory(box: NamespaceBox) -> None:
     await place(box, f"{CWD}/project/helper.js", "module.exports = 'from the working directory'")
     finished = await run_code(box, "console.log(require('./helper'))", "js", cwd=f"{CWD}/project")
-    assert finished.output == "from the working directory\n", finished.error
+    assert text(finished.stdout) == "from the working directory\n", text(finished.stderr)
 
 
 @node
@@ -127,9 +127,9 @@ async def test_js_that_can_only_be_a_module_is_one(box: NamespaceBox) -> None:
     await place(box, f"{CWD}/project/helper.mjs", "export default 'from the working directory'")
     code = "import helper from './helper.mjs'; console.log(await helper)"
     finished = await run_code(box, code, "js", cwd=f"{CWD}/project")
-    if "Cannot use import statement" in finished.error:
+    if "Cannot use import statement" in text(finished.stderr):
         pytest.skip("a node that does not look for modules in its standard input")
-    assert finished.output == "from the working directory\n", finished.error
+    assert text(finished.stdout) == "from the working directory\n", text(finished.stderr)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ async def test_what_is_missing_is_named(
     )
     finished = await run_code(box, "1", language, path=f"{CWD}/only")
     assert finished.exit_code == 127
-    assert missing in finished.error
+    assert missing in text(finished.stderr)
 
 
 FAKES = {
@@ -164,15 +164,15 @@ async def test_what_runs_typescript(box: NamespaceBox, program: str, shown: str)
     script = f"chmod +x {directory}/{program}; ln -sf /bin/sh {directory}/sh; ln -sf /bin/cat {directory}/cat"
     await run(box, ["sh", "-c", script], cwd=CWD, env=ENVIRONMENT, slots=Slots())
     finished = await run_code(box, "let n: number = 1", "ts", path=directory)
-    assert finished.output == f"{shown}\nlet n: number = 1", finished.error
+    assert text(finished.stdout) == f"{shown}\nlet n: number = 1", text(finished.stderr)
 
 
 @node
 async def test_typescript_by_node_itself(box: NamespaceBox) -> None:
     finished = await run_code(box, "const n: number = 41; console.log(n + 1)", "ts")
     if finished.exit_code == 127:
-        pytest.skip(finished.error)
-    assert finished.output == "42\n"
+        pytest.skip(text(finished.stderr))
+    assert text(finished.stdout) == "42\n"
 
 
 async def test_a_box_that_has_ended(launcher: NamespaceLauncher) -> None:
