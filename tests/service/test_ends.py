@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -65,9 +67,17 @@ def cgroups() -> set[Path]:
 
 
 @pytest.fixture
-def busy() -> Iterator[Server]:
+def scratch(tmp_path: Path) -> Path:
+    """Where the service puts what it puts into files."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return scratch
+
+
+@pytest.fixture
+def busy(scratch: Path) -> Iterator[Server]:
     """A service of its own, with a box in each state."""
-    with Server() as server:
+    with Server(env={"TMPDIR": str(scratch)}) as server:
         one = server.create(name="one")["id"]
         server.run(one, "(sleep 1000 &) ; (setsid sleep 1000 >/dev/null 2>&1 &)")
         two = server.create(name="two")["id"]
@@ -77,26 +87,28 @@ def busy() -> Iterator[Server]:
         yield server
 
 
-def test_the_service_is_killed(running_lab: Lab, busy: Server) -> None:
+def test_the_service_is_killed(running_lab: Lab, busy: Server, scratch: Path) -> None:
     processes = descendants(busy.pid)
+    (zygote,) = named(processes, "box-zygote")
     assert len(processes) >= 8
     homes = namespaces(processes)
     assert len(homes) == 2
-    files = set(Path("/tmp").iterdir())
     busy.kill()
     until(lambda: not exist(processes))
     until(lambda: not homes & in_use())
-    until(lambda: not [path for path in cgroups() if str(busy.pid) in path.name])
-    assert set(Path("/tmp").iterdir()) <= files
+    until(lambda: not [path for path in cgroups() if f"-{zygote}-" in path.name])
+    assert list(scratch.iterdir()) == []
 
 
-def test_the_service_is_told_to_stop(running_lab: Lab, busy: Server) -> None:
+def test_the_service_is_told_to_stop(running_lab: Lab, busy: Server, scratch: Path) -> None:
     processes = descendants(busy.pid)
+    (zygote,) = named(processes, "box-zygote")
     homes = namespaces(processes)
     busy.close()
     assert not exist(processes)
     until(lambda: not homes & in_use())
-    assert not [path for path in cgroups() if str(busy.pid) in path.name]
+    until(lambda: not [path for path in cgroups() if f"-{zygote}-" in path.name])
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_box_s_init_is_killed(running_lab: Lab, busy: Server) -> None:
@@ -129,3 +141,49 @@ def test_a_client_that_goes_away_while_its_box_is_made(running_lab: Lab, busy: S
             sock.sendall(head.encode() + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
     until(lambda: named(descendants(busy.pid), "box-init") == [])
     assert busy.ask("GET", "").ok() == []
+
+
+SDK = """
+import sys
+from box_policy import Box
+one, two = Box.create(network_policy="deny-all"), Box.create()
+two.snapshot(name="x")
+two.pause()
+session = one.exec.session(cmd="echo up; sleep 1000", on_stdout=lambda _: print("up", flush=True))
+sys.stdin.read()
+"""
+
+
+def test_the_process_that_uses_the_sdk_is_killed(require_lab: None, scratch: Path) -> None:
+    user = subprocess.Popen(
+        [sys.executable, "-c", SDK],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(scratch)},
+    )
+    assert user.stdout is not None
+    if user.stdout.readline() != b"up\n":
+        user.communicate()
+        pytest.skip("no boxes here: the program in one did not start")
+    processes = descendants(user.pid)
+    homes = namespaces(processes)
+    (zygote,) = named(processes, "box-zygote")
+    assert (len(named(processes, "box-init")), len(homes), len(own_sockets(processes)) > 0) == (2, 2, True)
+    addresses = own_sockets(processes)
+    user.kill()
+    user.communicate(timeout=20)
+    until(lambda: not exist(processes))
+    until(lambda: not homes & in_use())
+    until(lambda: not [path for path in cgroups() if f"-{zygote}-" in path.name])
+    assert not addresses & {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()}
+    assert list(scratch.iterdir()) == []
+
+
+def own_sockets(pids: set[int]) -> set[str]:
+    """The names of the unix sockets that these processes listen on."""
+    inodes = set()
+    for pid in pids:
+        with suppress(OSError):
+            inodes |= {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return {line[7] for line in lines if len(line) > 7 and f"socket:[{line[6]}]" in inodes}
