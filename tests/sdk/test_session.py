@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -247,7 +248,7 @@ async def test_the_service_ends_the_session(client: Client, peers: Callable[[Scr
 async def test_the_connection_breaks(client: Client, peers: Callable[[Script], Peer]) -> None:
     def cut(_: Peer, connection: ServerConnection) -> None:
         tell(connection, **STARTED)
-        connection.socket.close()
+        connection.socket.shutdown(socket.SHUT_RDWR)
 
     handle = await client(box(client, peers(cut).url).exec.session, cmd="x")
     assert await client(handle.wait, 5) == -1
@@ -274,8 +275,8 @@ async def test_a_callback_that_awaits(client: Client, peers: Callable[[Script], 
 
     handle = await client(box(client, peers(echo).url).exec.session, cmd="x", on_stdout=later)
     await client(handle.write, "x")
-    await client(handle.end_stdin)
     if client.is_async:
+        await handle.end_stdin()
         assert await handle.wait(5) == 7
         assert seen == b"X"
         await handle.close()
