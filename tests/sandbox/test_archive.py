@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import subprocess
 import tarfile
 from collections.abc import AsyncIterator, Sequence
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from box_policy.sandbox.launcher import BoxSpec
-from box_policy.sandbox.namespaces import NamespaceLauncher
+from box_policy.sandbox.namespaces import NamespaceLauncher, file_archive, file_trees
 from box_policy.sandbox.namespaces.box import NamespaceBox
+from box_policy.sandbox.namespaces.file_archive import Archiver
+from box_policy.sandbox.namespaces.file_trees import Output
 from tests.sandbox.boxes import new_box, python, shell
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -73,7 +76,7 @@ async def test_what_an_archive_is(launcher: NamespaceLauncher, tmp_path: Path) -
         data = await archived(box, ["/workspace/dir/", "/workspace/closed"])
         with opened(data) as tar:
             names = tar.getnames()
-            assert names == ["workspace/dir", "workspace/dir/empty", "workspace/dir/file", "workspace/closed"]
+            assert names == ["workspace/dir", "workspace/dir/file", "workspace/dir/empty", "workspace/closed"]
             member = tar.getmember("workspace/dir/file")
             assert (member.uid, member.gid, member.uname, member.mode) == (0, 0, "", 0o640)
     # Other programs read it.
@@ -88,6 +91,190 @@ async def test_what_is_left_out(launcher: NamespaceLauncher) -> None:
         await python(box, make + "socket.socket(socket.AF_UNIX).bind('s')")
         with opened(await archived(box)) as tar:
             assert tar.getnames() == ["workspace", "workspace/f"]
+
+
+HOLES = """
+import os
+os.chdir('/workspace')
+for name, size, pieces in (
+    ('hole', 3 << 30, []),
+    ('huge', 1 << 42, [(1 << 41, b'middle'), ((1 << 42) - 3, b'end')]),
+    ('begins', 1 << 30, [(0, b'start')]),
+    ('tiny', 5, []),
+    ('odd\\udcff', 1 << 30, [(n << 20, b'x' * 5000) for n in range(0, 1000, 9)]),
+):
+    with open(name, 'wb') as file:
+        for offset, data in pieces:
+            file.seek(offset)
+            file.write(data)
+        file.truncate(size)
+os.link('hole', 'hole-again')
+"""
+SHOW_HOLES = """
+import hashlib, os
+os.chdir('/workspace')
+for name in sorted(os.listdir()):
+    fd, end, found = os.open(name, os.O_RDONLY), 0, hashlib.sha256()
+    size = os.fstat(fd).st_size
+    while True:
+        try: start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError: break
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        found.update(repr((start, end, os.pread(fd, end - start, start))).encode())
+    print(ascii(name), size, os.stat(name).st_blocks, os.stat(name).st_nlink, found.hexdigest())
+"""
+
+
+async def test_holes_come_back_as_holes(launcher: NamespaceLauncher) -> None:
+    small = BoxSpec("small", scratch_bytes=4 << 20)
+    async with new_box(launcher, small) as first, new_box(launcher, small) as second:
+        assert (await python(first, HOLES)).output == ""
+        data = await archived(first)
+        assert len(data) < 1 << 20
+        await second.files.restore(in_pieces(data))
+        expected = (await python(first, SHOW_HOLES)).output
+        assert expected.count("\n") == 6
+        assert (await python(second, SHOW_HOLES)).output == expected
+
+
+async def test_other_programs_read_holes(launcher: NamespaceLauncher, tmp_path: Path) -> None:
+    async with new_box(launcher) as box:
+        await python(box, HOLES)
+        await shell(box, "cd /workspace; rm huge; echo behind > zz")
+        subprocess.run(["tar", "-xf", "-", "-C", tmp_path], input=await archived(box), check=True)
+    files = tmp_path / "workspace"
+    assert (files / "hole").stat().st_size == 3 << 30
+    assert (files / "hole").stat().st_blocks == 0
+    assert (files / "begins").open("rb").read(8) == b"start\0\0\0"
+    assert (files / "zz").read_text() == "behind\n"
+
+
+async def test_more_than_eight_gibibytes_between_holes(tmp_path: Path) -> None:
+    # The header alone: its size is past what the field of plain tar holds.
+    stored, whole = 9 << 30, 1 << 40
+    status = tmp_path.stat()
+    file = os.stat_result((*status[:6], whole, *status[7:]))
+    with (tmp_path / "archive").open("w+b", buffering=0) as written:
+        Archiver(Output(written.fileno()))._sparse_header("/f", file, [(4096, stored)], stored)
+        end = written.tell()
+        written.seek(0)
+        with tarfile.open(fileobj=written) as tar:
+            found = tar.next()
+            assert found is not None
+            assert (found.name, found.size) == ("f", whole)
+            assert repr(found.sparse) == repr([(4096, stored), (whole, 0)])
+            assert tar.offset == end + stored
+
+
+DEEP = """
+import os
+os.chdir('/workspace')
+for n in range(60):
+    os.mkdir('d' * 200); os.mkdir('e'); open('file', 'w').write(f'{n}\\n'); os.chdir('d' * 200)
+open('file', 'w').close(); os.link('file', 'hard'); os.symlink('nowhere', 'soft'); os.chmod('file', 0o640)
+"""
+
+
+async def test_a_tree_deeper_than_a_path_can_say(launcher: NamespaceLauncher) -> None:
+    show = (
+        "cd /workspace; find . -printf '%P %y %m %n %l\\n' | sort;"
+        "find . -name file -execdir cat {} + | sort -n"
+    )
+    async with new_box(launcher) as first, new_box(launcher) as second:
+        assert (await python(first, DEEP)).output == ""
+        await second.files.restore(in_pieces(await archived(first)))
+        expected = (await shell(first, show)).output
+        assert expected.count("\n") == (1 + 60 * 3 + 3) + 60
+        assert (await shell(second, show)).output == expected
+
+
+LEASE = """
+import fcntl, os, signal, sys, time
+os.chdir('/workspace')
+held = []
+def release(*_):
+    for fd in held: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+signal.signal(signal.SIGIO, release)
+for n in range(150):
+    open(f'leased{n}', 'w').write('text')
+    held.append(os.open(f'leased{n}', os.O_RDWR))
+    fcntl.fcntl(held[-1], fcntl.F_SETLEASE, fcntl.F_WRLCK)
+os.link('leased0', 'link')
+open('/tmp/up', 'w').close()
+while True: signal.pause()
+"""
+
+
+async def test_files_that_others_hold_leases_on(launcher: NamespaceLauncher) -> None:
+    async with new_box(launcher) as box:
+        await box.files.write("/tmp/lease.py", LEASE.encode())
+        await shell(
+            box,
+            "setsid -f python3 -I /tmp/lease.py > /tmp/out 2>&1 < /dev/null;"
+            "until test -e /tmp/up -o -s /tmp/out; do :; done",
+        )
+        assert (await shell(box, "cat /tmp/out")).output == ""
+        with opened(await archived(box)) as tar:
+            assert len(tar.getnames()) == 152
+            for name in ("leased0", "leased149", "link"):
+                content = tar.extractfile(f"workspace/{name}")
+                assert content is not None and content.read() == b"text"
+
+
+async def test_what_can_not_be_read(launcher: NamespaceLauncher, user: str, owned_directory: Path) -> None:
+    if user != "nobody":
+        pytest.skip("root can read everything")
+    (owned_directory / "closed").write_text("another user's")
+    (owned_directory / "closed").chmod(0o600)
+    async with new_box(launcher, BoxSpec("host", workdir=owned_directory)) as box:
+        with pytest.raises(PermissionError):
+            await archived(box)
+
+
+MOVING = """
+import os
+os.chdir('/workspace')
+os.makedirs('a/b/c'); os.mkdir('x')
+open('/tmp/up', 'w').close()
+while True:
+    os.rename('a/b', 'x/b'); os.symlink('/usr', 'a/b'); os.unlink('a/b'); os.rename('x/b', 'a/b')
+"""
+
+
+async def test_directories_that_move_meanwhile(launcher: NamespaceLauncher) -> None:
+    async with new_box(launcher) as box:
+        await box.files.write("/tmp/moving.py", MOVING.encode())
+        await shell(
+            box,
+            "setsid -f python3 -I /tmp/moving.py > /dev/null 2>&1 < /dev/null;"
+            "until test -e /tmp/up; do :; done",
+        )
+        for _ in range(30):
+            with opened(await archived(box)) as tar:
+                names = set(tar.getnames())
+            assert {"workspace/a", "workspace/x"} <= names
+            assert all(name.rsplit("/", 1)[-1] in ("workspace", *"abcx") for name in names)
+
+
+async def test_a_link_in_the_place_of_a_directory_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in ("top/a/one", "top/a/two", "other/two/secret"):
+        (tmp_path / path).mkdir(parents=True)
+    real = file_trees.open_directory
+
+    def after_a_swap(path: str) -> int:
+        assert path == str(tmp_path / "top/a")
+        (tmp_path / "top/a").rename(tmp_path / "top/b")
+        (tmp_path / "top/a").symlink_to(tmp_path / "other")
+        return real(path)
+
+    monkeypatch.setattr(file_archive, "open_directory", after_a_swap)
+    with (tmp_path / "archive").open("w+b", buffering=0) as written:
+        Archiver(Output(written.fileno())).archive([str(tmp_path / "top")])
+        written.seek(0)
+        with tarfile.open(fileobj=written) as tar:
+            assert [name.rpartition("/")[2] for name in tar.getnames()] == ["top", "a", "one"]
 
 
 CHURN = """

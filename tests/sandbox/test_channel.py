@@ -1,16 +1,19 @@
 """Messages between the caller and a box's processes."""
 
 import asyncio
+import errno
 import json
 import os
 import socket
+from typing import Any
 
 import pytest
 
+from box_policy.sandbox.namespaces import channel as channel_module
 from box_policy.sandbox.namespaces import messages
 from box_policy.sandbox.namespaces.channel import Channel
 from box_policy.sandbox.namespaces.messages import Message, MessageError
-from tests.sandbox.boxes import PATIENCE
+from tests.sandbox.boxes import PATIENCE, no_descriptors_left
 
 
 class Received:
@@ -168,6 +171,115 @@ async def test_sending_to_nobody_is_no_error() -> None:
     received.channel.send({})
     await ended(received)
     received.channel.send({})
+
+
+async def fill(channel: Channel, message: Message) -> int:
+    """Send until no more is taken; how many were."""
+    for count in range(100_000):
+        try:
+            channel.send(message)
+        except OSError as error:
+            assert error.errno == errno.ENOBUFS
+            return count
+    raise AssertionError("no bound")
+
+
+@pytest.mark.parametrize(
+    ("size", "most"),
+    [(10, channel_module.MOST_UNSENT), (100_000, channel_module.MOST_UNSENT_BYTES // 100_000)],
+)
+async def test_what_waits_is_bounded_and_not_lost(size: int, most: int) -> None:
+    near, far = pair()
+    far.setblocking(False)
+    received, other = Received(near), Received(far)
+    asyncio.get_running_loop().remove_reader(far.fileno())
+    count = await fill(received.channel, {"filling": "x" * size})
+    assert 0 < count - most < 1000  # those that fitted into the socket
+    reader, writer = os.pipe()
+    with pytest.raises(OSError):
+        received.channel.send({"filling": "x" * size}, [writer])
+    os.close(writer)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    async with asyncio.timeout(PATIENCE):
+        while len(other.messages) < count:
+            other.channel.read()
+            await asyncio.sleep(0)
+    assert not received.ends
+    received.channel.send({"last": True})
+    other.channel.read()
+    assert other.messages[count:] == [{"last": True}]
+    received.channel.close()
+    other.channel.close()
+
+
+async def test_a_notice_waits_once_and_goes_first() -> None:
+    near, far = pair()
+    far.setblocking(False)
+    received, other = Received(near), Received(far)
+    asyncio.get_running_loop().remove_reader(far.fileno())
+    count = await fill(received.channel, {"filling": "x" * 10})
+    for number in range(5000):
+        received.channel.notify({"dropped": number}, always=False)
+        received.channel.notify({"kept": number % 3}, always=True)
+    async with asyncio.timeout(PATIENCE):
+        while len(other.messages) < count + 3:
+            other.channel.read()
+            await asyncio.sleep(0)
+    assert other.messages[count:] == [{"kept": 0}, {"kept": 1}, {"kept": 2}]
+    received.channel.close()
+    other.channel.close()
+
+
+async def test_what_the_kernel_refuses_for_a_while_is_sent_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = pair()
+    received, other = Received(near), Received(far)
+    reader, writer = os.pipe()
+    refusals = [errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM]
+    try_send = Channel._try_send
+
+    def refusing(channel: Channel, *arguments: Any) -> bool:
+        if refusals:
+            raise OSError(refusals.pop(), "refused")
+        return try_send(channel, *arguments)
+
+    monkeypatch.setattr(Channel, "_try_send", refusing)
+    received.channel.notify({"number": 1}, always=True)
+    received.channel.send({"number": 2}, [writer])
+    os.close(writer)
+    async with asyncio.timeout(PATIENCE):
+        while len(other.messages) < 2:
+            await asyncio.sleep(0.001)
+    assert [message["number"] for message in other.messages] == [1, 2]
+    assert not received.ends
+    messages.close_all(other.fds)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    received.channel.close()
+    other.channel.close()
+
+
+async def test_descriptors_that_cannot_be_sent_now() -> None:
+    near, far = pair()
+    received = Received(near)
+    with far, no_descriptors_left(), pytest.raises(OSError):
+        for _ in range(10_000):
+            received.channel.send({"filling": "x" * 10_000}, [far.fileno()])
+    assert not received.ends
+    received.channel.close()
+
+
+async def test_descriptors_that_there_is_no_room_for() -> None:
+    near, far = pair()
+    received = Received(near)
+    with far:
+        messages.send(far, {"number": 1}, [far.fileno()])
+        messages.send(far, {"number": 2})
+        with no_descriptors_left():
+            received.channel.read()
+        assert (received.messages, received.fds) == ([{"number": 1}, {"number": 2}], [])
+        assert not received.ends
+        received.channel.close()
 
 
 async def test_closing_drops_what_was_not_sent() -> None:

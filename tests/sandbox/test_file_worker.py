@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from box_policy.sandbox.namespaces import processes
-from box_policy.sandbox.namespaces.file_trees import Archiver, Output
+from box_policy.sandbox.namespaces import file_archive, processes
+from box_policy.sandbox.namespaces.file_archive import Archiver
+from box_policy.sandbox.namespaces.file_trees import Output
 from box_policy.sandbox.namespaces.file_worker import Content, replace
 
 
@@ -99,6 +100,7 @@ def test_a_file_that_has_shrunk_is_padded(
     reader, writer = pipe
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", longer)
+        patch.setattr(file_archive, "_pieces", lambda fd, size: [(0, size)])  # it was all data, then
         Archiver(Output(writer)).archive([str(tmp_path)])
     os.close(writer)
     with open(reader, "rb", closefd=False) as file, tarfile.open(fileobj=io.BytesIO(file.read())) as tar:

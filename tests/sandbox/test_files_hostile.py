@@ -45,11 +45,6 @@ for _ in range(3000):
 
 async def test_a_tree_deeper_than_a_path_can_say(box: NamespaceBox) -> None:
     await python(box, DEEP)
-    with pytest.raises(OSError) as caught:
-        async with box.files.archive(["/tmp/deep"]) as stream:
-            async for _ in stream:
-                pass
-    assert caught.value.errno == errno.ENAMETOOLONG
     await box.files.remove("/tmp/deep", recursive=True)
     with pytest.raises(FileNotFoundError):
         await box.files.stat("/tmp/deep")
@@ -68,7 +63,7 @@ async def test_a_worker_that_is_killed(launcher: NamespaceLauncher) -> None:
     # A program of the box may kill or stop it, as any other.
     async with new_box(launcher) as box:
         await shell(box, "truncate -s 1T /tmp/sparse")
-        with pytest.raises(SandboxError, match="too early"):
+        with pytest.raises(SandboxError, match="ended early, with"):
             async with box.files.open("/tmp/sparse") as stream:
                 await anext(stream)
                 kill = "import os\nfor p in os.listdir('/proc'):\n if p.isdigit() and 'box-files' in open("

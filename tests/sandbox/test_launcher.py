@@ -1,8 +1,12 @@
 """The launcher: many boxes, and what happens when one can't be made."""
 
 import asyncio
+import errno
 import os
+import shutil
+import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +16,9 @@ from box_policy.sandbox.launcher import BoxSpec, SandboxError
 from box_policy.sandbox.namespaces import NamespaceLauncher, messages
 from box_policy.sandbox.namespaces import launcher as launcher_module
 from box_policy.sandbox.namespaces.box import NamespaceBox
-from tests.sandbox.boxes import PATIENCE, open_descriptors, shell
+from box_policy.sandbox.namespaces.cgroups import ZYGOTE
+from box_policy.sandbox.namespaces.channel import Channel
+from tests.sandbox.boxes import PATIENCE, descendants, no_descriptors_left, open_descriptors, processes, shell
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -104,6 +110,72 @@ async def test_a_zygote_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(SandboxError, match="has ended with status 3"):
         await launcher.create(BoxSpec("x"))
     await launcher.close()
+
+
+async def test_a_zygote_that_was_killed_is_reaped_at_once() -> None:
+    before = {process.pid for process in processes()}
+    launcher = NamespaceLauncher()
+    box = await launcher.create(BoxSpec("x"))
+    new = [process for process in descendants(os.getpid()) if process.pid not in before]
+    [zygote] = [process.pid for process in new if process.name == ZYGOTE]
+    os.kill(zygote, signal.SIGKILL)
+    async with asyncio.timeout(PATIENCE):
+        await box.closed()
+        while Path(f"/proc/{zygote}").exists():
+            await asyncio.sleep(0.001)
+    await (await launcher.create(BoxSpec("next"))).close()
+    await launcher.close()
+
+
+async def test_a_request_that_cannot_be_sent(launcher: NamespaceLauncher) -> None:
+    descriptors = open_descriptors()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Channel, "send", too_many_in_flight)
+        with pytest.raises(SandboxError, match="Too many references"):
+            await launcher.create(BoxSpec("x"))
+    assert open_descriptors() == descriptors
+    await (await launcher.create(BoxSpec("next"))).close()
+
+
+def too_many_in_flight(*_: object) -> None:
+    raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+
+async def test_a_caller_without_descriptors_left(launcher: NamespaceLauncher) -> None:
+    other = NamespaceLauncher()
+    with no_descriptors_left():
+        for one in (launcher, other):
+            with pytest.raises(SandboxError, match="Too many open files"):
+                await one.create(BoxSpec("x"))
+    await (await launcher.create(BoxSpec("next"))).close()
+    await other.close()
+
+
+async def test_the_zygote_runs_the_package_of_its_caller(tmp_path: Path) -> None:
+    # Even if another one is installed: that is what this copy is to the interpreter.
+    source = Path(launcher_module.__file__).parents[2]
+    copy = tmp_path / "box_policy"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    (copy / "sandbox/namespaces/zygote.py").write_text("raise SystemExit(7)")
+    code = (
+        "import asyncio\n"
+        "from box_policy.sandbox.launcher import BoxSpec\n"
+        "from box_policy.sandbox.namespaces import NamespaceLauncher\n"
+        "async def main(): await NamespaceLauncher().create(BoxSpec('x'))\n"
+        "asyncio.run(main())"
+    )
+    caller = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        code,
+        env={"PYTHONPATH": str(tmp_path)},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    async with asyncio.timeout(PATIENCE):
+        _, errors = await caller.communicate()
+    assert b"has ended with status 7" in errors
 
 
 async def test_an_interpreter_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,16 @@ async def test_what_this_machine_can_do(launcher: NamespaceLauncher, user: str) 
     await no_group()
 
 
+async def test_without_a_bound_of_memory_files_have_a_part_of_the_hosts(
+    launcher: NamespaceLauncher, owned_directory: Path
+) -> None:
+    quarter = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    async with new_box(launcher, BoxSpec("x", scratch_bytes=1 << 50)) as box:
+        assert box.limits["disk"].endswith("GiB, size of a tmpfs, a quarter of the host's memory")
+        size = int((await shell(box, "stat -f -c '%b %S' /tmp | { read b s; echo $((b * s)); }")).output)
+        assert abs(size - quarter) < MIB
+
+
 @pytest.mark.parametrize(
     "limits",
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from box_policy.sandbox.launcher import BoxPausedError, BoxSpec, ProgramSpec, SandboxError
+from box_policy.sandbox.launcher import BoxPausedError, BoxSpec, Program, ProgramSpec, SandboxError
 from box_policy.sandbox.namespaces import NamespaceLauncher
 from box_policy.sandbox.namespaces.box import NamespaceBox
 from tests.sandbox.boxes import PATIENCE, Watch, descendants, new_box, processes, shell
@@ -144,6 +144,65 @@ async def test_signals_to_a_paused_box(launcher: NamespaceLauncher) -> None:
         await box.pause()
         program.send_signal(signal.SIGKILL)
         assert await program.wait() == -signal.SIGKILL
+
+
+# A program with a process in a group of its own, which ignores SIGHUP and counts on and on.
+GROUP = """
+import os, signal, time
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    while True:
+        open('/tmp/count', 'a').write('.')
+time.sleep(1000)
+"""
+
+
+async def group(box: NamespaceBox) -> Program:
+    await box.files.write("/tmp/group.py", GROUP.encode())
+    program = await box.start(ProgramSpec(["python3", "-I", "/tmp/group.py"]))
+    await counts_again(box)
+    return program
+
+
+async def counts_again(box: NamespaceBox) -> None:
+    await shell(box, "rm -f /tmp/count; until test -s /tmp/count; do :; done")
+
+
+async def stopped_again(pids: list[int]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while states(pids) != {"T"}:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_group_whose_parent_is_killed_stays_stopped(launcher: NamespaceLauncher) -> None:
+    # The kernel sends SIGHUP and SIGCONT to what is stopped in a process group that becomes an orphan.
+    before = {process.pid for process in processes()}
+    async with new_box(launcher) as box:
+        program = await group(box)
+        await box.pause()
+        program.send_signal(signal.SIGKILL)
+        assert await program.wait() == -signal.SIGKILL
+        left = members(before)
+        assert len(left) == 1
+        await stopped_again(left)
+        await box.resume()
+        await counts_again(box)
+
+
+async def test_what_something_else_continues_stops_again(launcher: NamespaceLauncher) -> None:
+    before = {process.pid for process in processes()}
+    async with new_box(launcher) as box:
+        await group(box)
+        await box.pause()
+        everyone = members(before)
+        assert len(everyone) == 2
+        for _ in range(3):
+            for pid in everyone:
+                os.kill(pid, signal.SIGCONT)
+            await stopped_again(everyone)
+        await box.resume()
+        await counts_again(box)
 
 
 async def test_a_paused_box_is_closed(launcher: NamespaceLauncher) -> None:

@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import os
 import signal
 import socket
-import stat
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +23,7 @@ from box_policy.sandbox.namespaces import limits, messages
 from box_policy.sandbox.namespaces.channel import Channel
 from box_policy.sandbox.namespaces.files import NamespaceFiles
 from box_policy.sandbox.namespaces.messages import Message, MessageError
+from box_policy.sandbox.namespaces.requests import program_request
 
 START_TIMEOUT = 30.0
 """Seconds that making a box, or starting a program in it, may take."""
@@ -33,7 +31,6 @@ CLOSE_TIMEOUT = 10.0
 """Seconds that the kernel may take to end what was killed."""
 
 _LAST_SIGNAL = 64
-_LARGEST_TERMINAL = 0xFFFF
 _KILLED = -int(signal.SIGKILL)
 
 
@@ -135,7 +132,7 @@ class NamespaceBox:
 
     async def start(self, program: ProgramSpec) -> NamespaceProgram:
         """Run a program. ProgramNotFoundError if there is none of that name, SandboxError otherwise."""
-        request, fds = _request(program)
+        request, fds = program_request(program)
         return await self._start(request, fds, program.argv[0])
 
     async def start_file_worker(
@@ -169,6 +166,8 @@ class NamespaceBox:
                 await done
         except TimeoutError:
             raise SandboxError(f"the box did not {operation} within {START_TIMEOUT:.0f} seconds") from None
+        except OSError as error:
+            raise SandboxError(f"the box can't {operation}: {error.strerror or error}") from None
         finally:
             self._orders.pop(number, None)
 
@@ -217,8 +216,11 @@ class NamespaceBox:
             self._kill("outer")
 
     def send_signal(self, number: int, signal_number: int) -> None:
-        """Have pid 1 signal a program."""
-        self._channel.send({"op": "signal", "id": number, "number": signal_number})
+        """Have pid 1 signal a program. A box that leaves thousands unread gets but the deadly ones."""
+        self._channel.notify(
+            {"op": "signal", "id": number, "number": signal_number},
+            always=signal_number == signal.SIGKILL,
+        )
 
     def _kill(self, process: str) -> None:
         pidfd = self._processes.get(process)
@@ -260,7 +262,7 @@ class NamespaceBox:
             self._failure = str(message["error"])
             self._close_channel()
         elif event == "started":
-            self._on_started(int(message["id"]), int(message["pid"]), fds)
+            self._on_started(message, fds)
         elif event == "refused":
             self._on_refused(int(message["id"]), _refusal(message))
         elif event == "done":
@@ -277,11 +279,16 @@ class NamespaceBox:
         if self._is_set_up and self._listeners is not None and not self._ready.done():
             self._ready.set_result(None)
 
-    def _on_started(self, number: int, pid: int, fds: list[int]) -> None:
+    def _on_started(self, message: Message, fds: list[int]) -> None:
+        number, pid = int(message["id"]), int(message["pid"])
         waiting = self._starting.pop(number, None)
         if waiting is None or waiting.done():
             messages.close_all(_taken(fds, len(fds)))
             self.send_signal(number, signal.SIGKILL)
+            return
+        if message["terminal"] and not fds:
+            self.send_signal(number, signal.SIGKILL)
+            waiting.set_exception(SandboxError("no descriptor was left for the program's terminal"))
             return
         terminal = _taken(fds, 1)[0] if fds else None
         program = self._programs[number] = NamespaceProgram(self, number, pid, terminal)
@@ -355,42 +362,3 @@ def _listeners(fds: list[int]) -> Listeners:
         sock.setblocking(False)  # the object's own mode; it does not look at the descriptor's
     families = len(sockets) // 3
     return Listeners(sockets[:families], sockets[families : 2 * families], sockets[2 * families :])
-
-
-def _request(program: ProgramSpec) -> tuple[dict[str, Any], list[int]]:
-    """The start request for a program, and the descriptors that go with it."""
-    argv = [os.fspath(argument) for argument in program.argv]
-    environment = dict(program.env)
-    if not argv or not argv[0]:
-        raise SandboxError("no program named")
-    if any("\0" in text for text in (*argv, *environment, *environment.values(), program.cwd)):
-        raise SandboxError(f"{argv[0]!r}: an argument, a variable or the directory holds a NUL character")
-    if any(not name or "=" in name for name in environment):
-        raise SandboxError(f"{argv[0]!r}: a variable's name is empty or holds '='")
-    if program.terminal is not None and not all(0 <= size <= _LARGEST_TERMINAL for size in program.terminal):
-        raise SandboxError(f"{argv[0]!r}: no such terminal size: {program.terminal}")
-    stdio = (program.stdin, program.stdout, program.stderr)
-    for fd in stdio:
-        if fd is not None:
-            _check_descriptor(fd)
-    request = {
-        "op": "start",
-        "argv": argv,
-        "env": environment,
-        "cwd": program.cwd,
-        "terminal": list(program.terminal) if program.terminal is not None else None,
-        "stdio": [fd is not None for fd in stdio],
-    }
-    return request, [fd for fd in stdio if fd is not None]
-
-
-def _check_descriptor(fd: int) -> None:
-    try:
-        mode = os.fstat(fd).st_mode
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    except OSError as error:
-        raise SandboxError(f"descriptor {fd}: {os.strerror(error.errno or errno.EBADF)}") from None
-    if flags & os.O_PATH or not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
-        # Relative to a directory a program reaches the host's files; a file it may own, and then can open
-        # again for writing; a socket belongs to the host's network namespace, and can be connected anew.
-        raise SandboxError(f"descriptor {fd}: a program gets pipes and character devices, and nothing else")

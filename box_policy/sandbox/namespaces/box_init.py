@@ -15,28 +15,30 @@ import signal
 import socket
 import struct
 import termios
+import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from box_policy.sandbox.launcher import SandboxError
-from box_policy.sandbox.namespaces import messages, network, syscalls, workload
+from box_policy.sandbox.namespaces import messages, network, syscalls, user_namespaces, workload
 from box_policy.sandbox.namespaces.diagnosis import describe
 from box_policy.sandbox.namespaces.filesystem import HostFiles, RootBuilder
 from box_policy.sandbox.namespaces.host_files import own_etc_files
 from box_policy.sandbox.namespaces.identity import Identity
+from box_policy.sandbox.namespaces.messages import DescriptorsLostError, Message
 from box_policy.sandbox.namespaces.pause import Pause
-from box_policy.sandbox.namespaces.user_namespaces import NewUserNamespace, write
+from box_policy.sandbox.namespaces.user_namespaces import NewUserNamespace
 
-# Limits of U1: U2 is the only user namespace there will ever be below it, and nothing in it makes a
-# namespace of any other kind.
-_LIMITS = {"user": 1} | dict.fromkeys(("cgroup", "ipc", "mnt", "net", "pid", "time", "uts"), 0)
 # When memory runs out, the programs of a box go first: before its pid 1, and before the programs of the
-# host (choom(1); the range ends at 1000).
+# host (choom(1); the range ends at 1000). A program may set its own back to 0: the least that it may set is
+# what a process with CAP_SYS_RESOURCE on the host has set, and for pid 1 that is 0.
 _OOM_SCORE_ADJUSTMENT = 500
-_REPORT_SIZE = 4096
+_SEND_RETRIES = 1000
+_SEND_RETRY = 0.01
 SPARE_PROCESSES = 16
 """How many more than its programs may be there at one time: what makes a box, and the file workers."""
 _PAUSED = "the box is paused"
+_NAME_SIZE = 500
 
 
 def run(
@@ -85,10 +87,7 @@ def _make_box(host: HostFiles, who: Identity, request: dict[str, Any]) -> tuple[
     root = RootBuilder(host, own_files, who.box_root, request["scratch_bytes"], request["directories"])
     root.build()
     user_namespace = new_user_namespace.map(who.inner_map, who.inner_map, root.proc)
-    # By the host's /proc, which is still mounted: the limits are those of the writer's namespace.
-    for kind, limit in _LIMITS.items():
-        with contextlib.suppress(FileNotFoundError):  # a kind that this kernel does not have
-            write(f"/proc/sys/user/max_{kind}_namespaces", str(limit))
+    user_namespaces.limit_descendants()
     oom_score = os.open(f"{root.proc}/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     socket.sethostname(hostname)
     root.enter()
@@ -146,11 +145,12 @@ class _Init:
         self._reap()  # who made the user namespace ended before anyone listened
         messages.send(self._control, {"event": "ready"})
         while True:
-            for fd, _ in self._poll.poll():
+            for fd, _ in self._poll.poll(self._pause.hold()):
                 if fd == self._alive:
                     os._exit(0)
                 elif fd == self._wakeup:
                     os.read(self._wakeup, 4096)
+                    self._pause.alarm()
                     self._reap()
                 elif fd == self._control.fileno():
                     self._take_request()
@@ -158,7 +158,11 @@ class _Init:
                     self._finish_start(fd)
 
     def _take_request(self) -> None:
-        received = messages.receive(self._control)
+        try:
+            received = messages.receive(self._control)
+        except DescriptorsLostError as error:
+            self._refuse(error.message["id"], errno.EMFILE, os.strerror(errno.EMFILE))
+            return
         if received is None:
             os._exit(0)
         request, fds = received
@@ -218,9 +222,13 @@ class _Init:
                 stdio = self._stdio(request["stdio"], fds, terminal, stack)
                 report, writer = os.pipe()
                 stack.callback(os.close, writer)
-                pid = self._fork()
+                try:
+                    pid = self._fork()
+                except OSError:
+                    os.close(report)
+                    raise
             except OSError as error:
-                what = request["argv"][0] if "argv" in request else "an operation on files"
+                what = request["argv"][0][:_NAME_SIZE] if "argv" in request else "an operation on files"
                 self._refuse(request["id"], error.errno or errno.EIO, f"{what}: {error.strerror}")
                 if master is not None:
                     os.close(master)
@@ -263,30 +271,53 @@ class _Init:
         return [next(remaining) if is_given else default for is_given in given]
 
     def _finish_start(self, report: int) -> None:
-        refusal = os.read(report, _REPORT_SIZE)
+        refusal = os.read(report, select.PIPE_BUF)
         child = self._forget_start(report)
         if refusal:
-            reason = json.loads(refusal)
-            self._refuse(child.id, reason["errno"], reason["error"])
+            self._refuse(child.id, *_reason(refusal))
         else:
-            handed = [] if child.master is None else [child.master]
-            messages.send(self._control, {"event": "started", "id": child.id, "pid": child.pid}, handed)
-            if child.status is None:
-                self._programs[child.pid] = child.id
-            else:
-                self._tell_end(child.id, child.status)
+            self._tell_started(child)
         if child.master is not None:
             os.close(child.master)
 
+    def _tell_started(self, child: _Starting) -> None:
+        handed = [] if child.master is None else [child.master]
+        message = {"event": "started", "id": child.id, "pid": child.pid, "terminal": bool(handed)}
+        try:
+            messages.send(self._control, message, handed)
+        except OSError as error:
+            # What is in flight is limited, and the host's other processes may have all of it.
+            if child.status is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+            self._refuse(child.id, error.errno or errno.EIO, f"can't be handed out: {error.strerror}")
+            return
+        if child.status is None:
+            self._programs[child.pid] = child.id
+        else:
+            self._tell_end(child.id, child.status)
+
     def _refuse(self, program: int, number: int, text: str) -> None:
         answer = {"event": "refused", "id": program, "errno": number, "error": text}
-        messages.send(self._control, answer | {"paused": self._pause.is_on})
+        self._tell(answer | {"paused": self._pause.is_on})
 
     def _tell_done(self, order: int) -> None:
-        messages.send(self._control, {"event": "done", "id": order, "paused": self._pause.is_on})
+        self._tell({"event": "done", "id": order, "paused": self._pause.is_on})
 
     def _tell_end(self, program: int, status: int) -> None:
-        messages.send(self._control, {"event": "ended", "id": program, "status": status})
+        self._tell({"event": "ended", "id": program, "status": status})
+
+    def _tell(self, message: Message) -> None:
+        # Whoever waits for it would wait for ever; the kernel's want of memory passes.
+        for _ in range(_SEND_RETRIES):
+            try:
+                messages.send(self._control, message)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                time.sleep(_SEND_RETRY)
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
     def _reap(self) -> None:
         while True:
@@ -304,6 +335,15 @@ class _Init:
             for child in self._starting.values():
                 if child.pid == pid:
                     child.status = code
+
+
+def _reason(refusal: bytes) -> tuple[int, str]:
+    """What a child says of why it can't become the program."""
+    try:
+        reason = json.loads(refusal)
+        return int(reason["errno"]), str(reason["error"])
+    except (ValueError, TypeError, KeyError):
+        return errno.EIO, os.strerror(errno.EIO)
 
 
 def _can_be_read(fd: int) -> bool:

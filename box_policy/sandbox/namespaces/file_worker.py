@@ -18,8 +18,9 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from box_policy.sandbox.namespaces import file_trees, syscalls
+from box_policy.sandbox.namespaces import file_archive, file_restore, file_trees, syscalls
 from box_policy.sandbox.namespaces.file_trees import Output, write_fully
+from box_policy.sandbox.namespaces.plain_tar import BLOCK
 
 PIECE = 256 * 1024
 """Bytes read or written in one go."""
@@ -78,7 +79,7 @@ class Content:
             size -= len(part)
             parts.append(part)
         data = b"".join(parts)
-        self.tail = (self.tail + data)[-2 * file_trees.BLOCK :]
+        self.tail = (self.tail + data)[-2 * BLOCK :]
         return data
 
     def pieces(self) -> Iterator[bytes]:
@@ -271,13 +272,13 @@ def archive(output: Output, paths: list[str]) -> None:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise _named(errno.ENOTDIR, path)
     output.line({"ok": None})
-    file_trees.Archiver(output).archive(paths)
+    file_archive.Archiver(output).archive(paths)
 
 
 def restore(output: Output) -> None:
     """What such a stream holds, put back."""
     content = Content(0)
-    file_trees.restore(content)
+    file_restore.restore(content)
     while content.read(PIECE):
         pass  # the padding of other writers of such streams
     if content.tail.strip(b"\0") or not content.tail:

@@ -31,6 +31,7 @@ _SCRATCH = {
 }
 """The box's writable directories, one tmpfs behind them all: its size bounds their sum."""
 _SCRATCH_FILES = 1_000_000
+_TERMINALS = 256
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
     "ptmx": "pts/ptmx",
@@ -306,7 +307,9 @@ class RootBuilder:
         for name, target in _DEVICE_LINKS.items():
             os.symlink(target, f"{dev}/{name}")
         os.mkdir(f"{dev}/pts")
-        options = f"newinstance,ptmxmode=0666,mode=620,uid={self._root_id},gid={self._root_id}"
+        owner = f"uid={self._root_id},gid={self._root_id}"
+        # Else one box could have all that the host has (kernel.pty.max).
+        options = f"newinstance,max={_TERMINALS},ptmxmode=0666,mode=620,{owner}"
         syscalls.mount("devpts", f"{dev}/pts", "devpts", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, options)
 
     def _make_scratch(self, owner: str) -> None:

@@ -20,11 +20,19 @@ from box_policy.sandbox.namespaces.filesystem import own_directories
 from box_policy.sandbox.namespaces.messages import Message, MessageError
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-# Isolated mode (-I) leaves the caller's directory and PYTHON* variables out of the import path; the
-# place that this package itself came from is added last, for a package that is not installed.
-_ZYGOTE_CODE = (
-    "import sys; sys.path.append(sys.argv[1]); from box_policy.sandbox.namespaces.zygote import main; main()"
-)
+# With this very package, wherever it was imported from: the zygote speaks with this version of it. The
+# interpreter is isolated (-I), so that neither the current directory nor PYTHON* variables hide a module;
+# what the caller's path has besides comes last.
+_ZYGOTE_CODE = """
+import importlib.util, sys
+package_parent, paths = sys.argv[1:3]
+sys.path += [path for path in (package_parent, *paths.split("\\n")) if path and path not in sys.path]
+spec = importlib.util.spec_from_file_location("box_policy", package_parent + "/box_policy/__init__.py")
+sys.modules["box_policy"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+from box_policy.sandbox.namespaces.zygote import main
+main()
+"""
 # An interpreter with shared libraries in an odd place may need this one; none of the rest is passed on.
 _ZYGOTE_VARIABLES = ("LD_LIBRARY_PATH",)
 
@@ -58,7 +66,10 @@ class NamespaceLauncher:
         if spec.scratch_bytes <= 0:
             raise SandboxError(f"{spec.scratch_bytes} bytes are too few for a box's own directories")
         zygote = self._running_zygote()
-        control, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            control, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise SandboxError(f"a box can't be made: {error.strerror}") from None
         with far_end:
             box = NamespaceBox(spec, control)
             self._boxes.add(box)
@@ -68,6 +79,10 @@ class NamespaceLauncher:
                 far_end.close()
                 await box.close()
                 raise SandboxError(f"too many read-only directories: {error}") from None
+            except OSError as error:
+                far_end.close()
+                await box.close()
+                raise SandboxError(f"a box can't be made: {error.strerror}") from None
         watcher = asyncio.create_task(self._forget_when_gone(box))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
@@ -114,9 +129,13 @@ class _Zygote:
             raise SandboxError("namespace boxes need Linux on x86_64 or aarch64")
         if not sys.executable:
             raise SandboxError("namespace boxes need a Python interpreter; sys.executable is empty")
-        near_end, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            near_end, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise SandboxError(f"a box can't be made: {error.strerror}") from None
         package_parent = str(Path(__file__).parents[3])
-        command = [sys.executable, "-I", "-c", _ZYGOTE_CODE, package_parent, str(far_end.fileno())]
+        paths = "\n".join(path for path in sys.path if Path(path).is_absolute())
+        command = [sys.executable, "-I", "-c", _ZYGOTE_CODE, package_parent, paths, str(far_end.fileno())]
         variables = {name: os.environ[name] for name in _ZYGOTE_VARIABLES if name in os.environ}
         with far_end:
             try:
@@ -171,6 +190,15 @@ class _Zygote:
 
     def _on_end(self) -> None:
         self._ended.set_result(None)
+        asyncio.get_running_loop().run_in_executor(None, self._bury)
+
+    def _bury(self) -> None:
+        """Take the exit status of a zygote that was killed. This blocks."""
+        try:
+            self._process.wait(CLOSE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # what it still does, it does for nobody
+            self._process.wait()
         if self._may_have_groups:
-            # It was killed. Its boxes end with it, and it can't clean up after them.
-            asyncio.get_running_loop().run_in_executor(None, remove_left_by, self._process.pid)
+            # Its boxes end with it, and it can't clean up after them.
+            remove_left_by(self._process.pid)

@@ -1,6 +1,7 @@
 """A box's bounds: checked, and put into words."""
 
 import math
+import os
 from collections.abc import Mapping
 
 from box_policy.sandbox.launcher import BoxSpec, Limit, Limits, SandboxError
@@ -9,6 +10,7 @@ _LEAST_MEMORY = 32 << 20  # pid 1 itself takes a few MiB
 _LEAST_CPUS = 0.01  # the least that the kernel grants, 1 ms in every 100
 _MOST_CPUS = 4096.0
 _MOST = 1 << 62
+_SHARE_OF_RAM = 4
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -26,8 +28,15 @@ def request(limits: Limits) -> dict[str, int | float]:
 
 
 def scratch_bytes(wanted: int, memory: float | None) -> int:
-    """The size of a box's own directories, which lie in its memory: full, they leave programs some of it."""
-    return wanted if memory is None else min(wanted, int(memory) - int(memory) // 4)
+    """The size of a box's own directories, which lie in its memory: full, they leave programs some of it.
+
+    If nothing bounds its ``memory``, it is the host's, and they have the fourth part of that at most.
+    """
+    return min(wanted, _ram() // _SHARE_OF_RAM if memory is None else int(memory) - int(memory) // 4)
+
+
+def _ram() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def describe(spec: BoxSpec, cgroups: Mapping[str, int]) -> dict[Limit, str]:
@@ -43,7 +52,9 @@ def describe(spec: BoxSpec, cgroups: Mapping[str, int]) -> dict[Limit, str]:
         words["cpus"] = f"{limits.cpus:g}, cgroup v{int(cgroups['cpus'])}"
     memory = limits.memory_bytes if "memory" in words else None
     beside = "" if spec.workdir is None else " beside /workspace"
-    words["disk"] = f"{_size(scratch_bytes(spec.scratch_bytes, memory))}, size of a tmpfs{beside}"
+    size = scratch_bytes(spec.scratch_bytes, memory)
+    why = ", a quarter of the host's memory" if memory is None and size < spec.scratch_bytes else ""
+    words["disk"] = f"{_size(size)}, size of a tmpfs{beside}{why}"
     return words
 
 

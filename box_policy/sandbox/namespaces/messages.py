@@ -22,6 +22,14 @@ class MessageError(Exception):
     """A datagram that is no message: not one JSON object, too long, or with descriptors missing."""
 
 
+class DescriptorsLostError(MessageError):
+    """A message that came without its descriptors: this process has no room for more."""
+
+    def __init__(self, message: Message) -> None:
+        super().__init__("truncated: descriptors are missing")
+        self.message = message
+
+
 def encode(message: Message) -> bytes:
     """The bytes of a message; MessageError if they are over the limit."""
     # ASCII escapes carry file names that are not UTF-8 (lone surrogates) through unchanged.
@@ -52,7 +60,7 @@ def send_last(sock: socket.socket, message: Message) -> None:
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
     """The next message and its descriptors (close-on-exec, owned by the caller); None at end of file.
 
-    MessageError for anything else than a message; its descriptors are closed.
+    MessageError for anything else than a message; descriptors that came are closed.
     """
     # Not socket.recv_fds(): it ignores its flags, and the descriptors would outlive an exec().
     space = socket.CMSG_LEN(MAX_DESCRIPTORS * _DESCRIPTOR.itemsize)
@@ -62,11 +70,13 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
         close_all(fds)
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & socket.MSG_TRUNC:
             raise MessageError("truncated")
         message = json.loads(data)
         if not isinstance(message, dict):
             raise MessageError("not a JSON object")
+        if flags & socket.MSG_CTRUNC:
+            raise DescriptorsLostError(message)
     except (ValueError, RecursionError) as error:
         close_all(fds)
         raise MessageError(f"not JSON: {error}") from None

@@ -3,6 +3,7 @@
 It is forked from the zygote for one box, and forks the box's pid 1.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from box_policy.sandbox.launcher import Listeners
-from box_policy.sandbox.namespaces import box_init, filesystem, identity, limits, messages, network, syscalls
+from box_policy.sandbox.namespaces import (
+    box_init,
+    filesystem,
+    id_ranges,
+    identity,
+    limits,
+    messages,
+    network,
+    syscalls,
+)
 from box_policy.sandbox.namespaces.cgroups import Cgroups
 from box_policy.sandbox.namespaces.diagnosis import describe
 from box_policy.sandbox.namespaces.filesystem import Workdir
@@ -69,13 +79,7 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
     memory = request["limits"]["memory"] if "memory" in limited else None
     request["scratch_bytes"] = limits.scratch_bytes(request["scratch_bytes"], memory)
     workdir_path: str | None = request["workdir"]
-    who = identity.choose_identity(
-        os.geteuid(),
-        os.getegid(),
-        identity.parse_id_map(Path("/proc/self/uid_map").read_text()),
-        identity.parse_id_map(Path("/proc/self/gid_map").read_text()),
-        writes_host_directory=workdir_path is not None,
-    )
+    who, reservation = _identity(writes_host_directory=workdir_path is not None)
     workdir: int | None = None
     mapper: Mapper | None = None
     if who.is_range:
@@ -83,6 +87,11 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
             # An id-mapped mount takes the rights of the host's root, so it is made before they go.
             workdir = _id_mapped_mount(workdir_path, who)
         mapper = Mapper(who)
+        with contextlib.suppress(OSError):  # a root that lacks capabilities itself
+            # The kernel counts what is in a user namespace as its owner's too: it is to be this box's own
+            # user, else all boxes share root's quotas (of inotify instances, pending signals, ...).
+            syscalls.be_effectively(who.uid)
+        _die_with(zygote_pid)
     try:
         os.unshare(_NAMESPACES)
     except OSError as error:
@@ -110,6 +119,8 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
     pid = os.fork()
     if pid == 0:
         os.close(alive_writer)
+        if reservation is not None:
+            reservation.close()  # this process's alone
         box_init.run(control, alive, host, who, request, parts.seccomp)
     os.close(alive)
     host.close()
@@ -117,6 +128,19 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
     _hand_over(control, pid, network.make_network(parts.network, families), limited)
     control.close()
     _wait_for(pid)
+
+
+def _identity(writes_host_directory: bool) -> tuple[Identity, socket.socket | None]:
+    """The box's ids, and what reserves them."""
+    return id_ranges.reserve(
+        identity.choose_identity(
+            os.geteuid(),
+            os.getegid(),
+            identity.parse_id_map(Path("/proc/self/uid_map").read_text()),
+            identity.parse_id_map(Path("/proc/self/gid_map").read_text()),
+            writes_host_directory,
+        )
+    )
 
 
 def _wait_for(pid: int) -> None:

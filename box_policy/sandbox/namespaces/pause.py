@@ -16,6 +16,10 @@ _PATIENCE = 1.0
 _STEP = 0.0002
 _LEVELS = 32
 """Generations of processes that are stopped one after the other."""
+_HOLD_INTERVAL = 0.1
+"""Seconds until everything is stopped again."""
+_ALARM_INTERVAL = 0.005
+"""The same if something has happened to a process: at once, but not so often that it takes all the time."""
 
 
 class Pause:
@@ -24,6 +28,8 @@ class Pause:
     def __init__(self) -> None:
         self.is_on = False
         self._stopped_before: set[tuple[int, int]] = set()
+        self._held_at = 0.0
+        self._is_alarmed = False
 
     def begin(self) -> None:
         """Stop all, and return when all have stopped."""
@@ -40,9 +46,33 @@ class Pause:
                 _kill(process.pid, signal.SIGSTOP)
             _wait_until_at_rest(parents, deadline)
         # All that are left, in one call: none can fork its way out of it. The caller, pid 1, is left out.
-        _kill(-1, signal.SIGSTOP)
+        self._stop_all()
         self.is_on = True
         _wait_until_at_rest(_others(), deadline)
+
+    def alarm(self) -> None:
+        """Look to it soon: a process has ended, or was continued."""
+        self._is_alarmed = True
+
+    def hold(self) -> int | None:
+        """Stop again what goes on, if it is time; return the milliseconds until it is. None: no need.
+
+        Not only a program continues what is stopped: the kernel does, when the process that a group of
+        others comes from has ended, and so does a timer of the program's.
+        """
+        if not self.is_on:
+            return None
+        now = time.monotonic()
+        if now >= self._held_at + (_ALARM_INTERVAL if self._is_alarmed else _HOLD_INTERVAL):
+            self._stop_all()
+        due = self._held_at + (_ALARM_INTERVAL if self._is_alarmed else _HOLD_INTERVAL)
+        return max(1, int(1000 * (due - now)) + 1)
+
+    def _stop_all(self) -> None:
+        # Cheaper than a look at who needs it, and of no effect on those that are stopped.
+        _kill(-1, signal.SIGSTOP)
+        self._held_at = time.monotonic()
+        self._is_alarmed = False
 
     def end(self) -> None:
         """Let them go on, but for those that something else had stopped."""

@@ -28,11 +28,13 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
+PR_SET_SECUREBITS = 28
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
+SECBIT_NO_SETUID_FIXUP = 1 << 2
 
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
@@ -131,6 +133,14 @@ def prctl(option: int, argument: int = 0) -> None:
     """prctl(2) with one integer argument."""
     arguments = (ctypes.c_ulong(value) for value in (argument, 0, 0, 0))
     _checked(_libc.prctl(option, *arguments), f"prctl {option}")
+
+
+def be_effectively(uid: int) -> None:
+    """Become the effective user ``uid``, with the capabilities and the access to files that root has."""
+    prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
+    os.setresuid(-1, uid, -1)
+    _libc.setfsuid(0)  # it reports no error
+    prctl(PR_SET_DUMPABLE, 1)  # cleared by the change, as the death signal is
 
 
 def set_process_name(name: str) -> None:

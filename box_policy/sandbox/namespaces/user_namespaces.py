@@ -4,11 +4,26 @@ A map of more than the caller's own id must be written by a process outside the 
 of these works with a child of this process, forked ahead so that its start costs no waiting.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
 
 from box_policy.sandbox.namespaces.identity import Identity
+
+# Limits of U1: U2 is the only user namespace there will ever be below it, and nothing in it makes a
+# namespace of any other kind. The rest is what a user of the host has for all that runs as it, boxes too.
+_LIMITS = {
+    "user_namespaces": 1,
+    **dict.fromkeys(
+        (f"{kind}_namespaces" for kind in ("cgroup", "ipc", "mnt", "net", "pid", "time", "uts")), 0
+    ),
+    "fanotify_groups": 4,
+    "fanotify_marks": 1024,
+}
+_INOTIFY_LIMITS = {"instances": 32, "watches": 65_536}
+_INOTIFY_SHARE = 4
+"""A box has at most the fourth part of the host's limit for one user."""
 
 
 def write(path: str, text: str) -> None:
@@ -21,6 +36,18 @@ def write(path: str, text: str) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def limit_descendants() -> None:
+    """Limit what this process's user namespace and those in it hold together (/proc/sys/user)."""
+    limits = dict(_LIMITS)
+    for kind, most in _INOTIFY_LIMITS.items():
+        with contextlib.suppress(OSError), open(f"/proc/sys/fs/inotify/max_user_{kind}") as file:
+            limits[f"inotify_{kind}"] = max(1, min(most, int(file.read()) // _INOTIFY_SHARE))
+    # By the host's /proc, which is still mounted: the limits are those of the writer's namespace.
+    for name, limit in limits.items():
+        with contextlib.suppress(FileNotFoundError):  # a kind that this kernel does not have
+            write(f"/proc/sys/user/max_{name}", str(limit))
 
 
 def map_self(who: Identity) -> None:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import resource
+import select
 import signal
 import termios
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ _CAP_SETGID = 6
 _CAP_SETUID = 7
 CAPABILITIES = frozenset((_CAP_CHOWN, _CAP_DAC_OVERRIDE, _CAP_FOWNER, _CAP_KILL, _CAP_SETGID, _CAP_SETUID))
 _LAST_DESCRIPTOR = 0x7FFFFFFF
+_DESCRIPTORS = 8192
+_FEW_DESCRIPTORS = 1024
+_TEXT_SIZE = 500
 
 
 class StartError(Exception):
@@ -91,9 +95,29 @@ def limit_processes(number: int) -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
 
 
+def limit_descriptors() -> None:
+    """Set RLIMIT_NOFILE, getrlimit(2), well below what pid 1 and the caller have.
+
+    A sender's limit is also what the kernel holds its user's descriptors in flight to, unix(7). So it
+    refuses the programs of boxes before those that serve them, where all are of one user.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limit = _DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, max(hard // 2, _FEW_DESCRIPTORS), hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
+def refusal(number: int, text: str) -> bytes:
+    """What the report says of a program that can't be started. Short enough to be written whole."""
+    text = text[:_TEXT_SIZE]
+    while len(report := json.dumps({"errno": number, "error": text}).encode("ascii")) >= select.PIPE_BUF:
+        text = text[: len(text) * 3 // 4]  # a character takes up to twelve bytes
+    return report
+
+
 def _refuse(report: int, number: int, text: str) -> None:
-    # Shorter than PIPE_BUF, so it is written whole.
-    os.write(report, json.dumps({"errno": number, "error": text[:500]}).encode("ascii"))
+    os.write(report, refusal(number, text))
 
 
 def _close_all_but(*kept: int) -> None:
@@ -120,6 +144,7 @@ def _enter(user_namespace: int) -> None:
 
 def _confine(seccomp: bytes) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_descriptors()
     syscalls.cut_capabilities(CAPABILITIES)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     syscalls.install_seccomp_filter(seccomp)

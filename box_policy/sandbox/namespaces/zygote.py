@@ -6,6 +6,7 @@ It has one thread, holds nothing of any box, and ends when its socket closes.
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from typing import NoReturn
 from box_policy.sandbox.namespaces import host_files, messages, outer, seccomp, syscalls
 from box_policy.sandbox.namespaces.box_groups import BoxGroups
 from box_policy.sandbox.namespaces.cgroups import ZYGOTE
+from box_policy.sandbox.namespaces.messages import DescriptorsLostError
 from box_policy.sandbox.namespaces.network import NetworkMessages
 from box_policy.sandbox.namespaces.outer import BoxParts
 
@@ -28,6 +30,9 @@ def main() -> NoReturn:
     # A box sees the command line of its pid 1, and with it where on this machine Python lies.
     syscalls.set_command_line("box")
     syscalls.set_process_name(ZYGOTE)
+    # What serves boxes has more descriptors than their programs (see workload.limit_descriptors).
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     architecture = seccomp.native_architecture()
     if architecture is None:
         sys.exit("box-policy: no system call filter for this processor; only x86_64 and aarch64 have one")
@@ -43,7 +48,10 @@ def main() -> NoReturn:
     gc.disable()
     while True:
         groups.remove_ended_until_readable(server.fileno())
-        received = messages.receive(server)
+        try:
+            received = messages.receive(server)
+        except DescriptorsLostError:
+            continue  # the caller sees the box's control socket closed
         if received is None:
             groups.close()
             os._exit(0)
