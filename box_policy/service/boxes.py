@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final
 
 from box_policy.control.store import InForce, PolicyStore, UnknownBoxError
@@ -31,6 +31,8 @@ _REMEMBERED: Final = 1_000
 _SOURCE: Final = "service"
 _IN_SNAPSHOTS: Final = ("/workspace", "/home/box")
 """Directories of a box that its snapshots hold."""
+_FOR_EMPTY_FILES: Final = 2 << 30
+"""Bytes of an archive for what takes no room in the box itself: a million names, links and empty files."""
 _SNAPSHOT_WITHIN: Final = 1800.0
 """Seconds that a snapshot may take, however its box hinders it."""
 
@@ -137,7 +139,9 @@ class Boxes:
         )
         ttl = request.ttl or (MAX_TTL if request.ephemeral else None)
         with self._reserved(request.name):
-            sandbox = await self._launch(spec, policy, snapshot)
+            # Before anything is awaited, since the snapshot may be deleted meanwhile.
+            async with self.snapshots.open(snapshot) if snapshot else contextlib.nullcontext() as archive:
+                sandbox = await self._launch(spec, policy, archive)
             if self._closed:
                 await self._discard(sandbox, "the service is closing")
                 raise service_error("too_many_boxes", "the service is closing")
@@ -200,7 +204,13 @@ class Boxes:
                 box.sandbox.files.archive(_IN_SNAPSHOTS) as archive,
             ):
                 return await self.snapshots.take(
-                    archive, name=name, box_id=box.id, policy=policy, runtime=box.runtime, size=box.size
+                    archive,
+                    name=name,
+                    box_id=box.id,
+                    policy=policy,
+                    runtime=box.runtime,
+                    size=box.size,
+                    max_bytes=2 * self._sizes[box.size].disk + _FOR_EMPTY_FILES,
                 )
         except TimeoutError:
             message = f"the box has not given its files within {_SNAPSHOT_WITHIN:.0f} seconds"
@@ -229,7 +239,9 @@ class Boxes:
             if name is not None and self._names[name] is None:
                 del self._names[name]
 
-    async def _launch(self, spec: BoxSpec, policy: NetworkPolicy, snapshot: Snapshot | None) -> Box:
+    async def _launch(
+        self, spec: BoxSpec, policy: NetworkPolicy, archive: AsyncIterator[bytes] | None
+    ) -> Box:
         compiled = await self._store.compile(policy)
         try:
             sandbox = await self._launcher.create(spec)
@@ -239,9 +251,8 @@ class Boxes:
             self._store.create(sandbox.id, compiled, source=_SOURCE)
             sockets = sandbox.listeners
             self._gate.serve(sandbox.id, tcp=sockets.tcp, dns_udp=sockets.dns_udp, dns_tcp=sockets.dns_tcp)
-            if snapshot is not None:
-                async with self.snapshots.open(snapshot) as archive:
-                    await sandbox.files.restore(archive)
+            if archive is not None:
+                await sandbox.files.restore(archive)
         except BaseException as error:
             await self._discard(sandbox, "it could not be made")
             if isinstance(error, SandboxError):

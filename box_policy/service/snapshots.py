@@ -1,14 +1,14 @@
 """Snapshots of boxes: their files in one archive each, and the policy that goes with them."""
 
+import asyncio
 import json
 import logging
-import os
 import secrets
-import tempfile
 import time
-from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -16,14 +16,23 @@ from box_policy.control.http.answers import ApiError
 from box_policy.control.threads import in_thread
 from box_policy.policy.model import NetworkPolicy, PolicyError
 from box_policy.service.errors import service_error
+from box_policy.service.snapshot_files import (
+    Disposal,
+    InvalidStorageError,
+    NamelessFiles,
+    SnapshotDirectory,
+)
+
+__all__ = ["InvalidStorageError", "Snapshot", "Snapshots"]
 
 log = logging.getLogger(__name__)
 
 MAX_SNAPSHOTS: Final = 1_000
 MAX_SNAPSHOT_BYTES: Final = 16 << 30
+"""Of one, unless its box says less."""
+MAX_STORED_BYTES: Final = 64 << 30
+"""Of all together."""
 _PIECE: Final = 1 << 20
-_ARCHIVE: Final = ".tar"
-_DESCRIPTION: Final = ".json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,37 +65,46 @@ class Snapshot:
         }
 
 
-class InvalidStorageError(ValueError):
-    """A directory that snapshots can't be kept in. The message says why."""
+@dataclass(slots=True, eq=False)
+class _Place:
+    """That of a snapshot that is being taken."""
+
+    size: int = 0
 
 
 class Snapshots:
-    """All snapshots of a service.
+    """All snapshots of a service. To be used from the event loop alone.
 
     Kept in a directory they outlive it; without one they lie in files that have no name, and are gone with
     the process, however it ends.
     """
 
-    def __init__(self, directory: Path | None = None, *, max_bytes: int = MAX_SNAPSHOT_BYTES) -> None:
+    def __init__(self, directory: Path | None = None, *, max_stored_bytes: int = MAX_STORED_BYTES) -> None:
         """Begin, with what the directory holds.
 
+        Args:
+            max_stored_bytes: of all snapshots together; when they have that many, no more are taken.
+
         Raises:
-            InvalidStorageError: the directory can't be used.
+            InvalidStorageError: the directory can't be used, or another service uses it.
         """
-        self._directory = directory
-        self._max_bytes = max_bytes
-        self._snapshots: dict[str, Snapshot] = {}
-        self._files: dict[str, IO[bytes]] = {}  # without a directory, by id
-        self._being_taken = 0
-        if directory is not None:
-            self._load(directory)
+        self._max_stored_bytes = max_stored_bytes
+        self._storage = NamelessFiles() if directory is None else SnapshotDirectory(directory)
+        self._disposal = Disposal()
+        self._places: set[_Place] = set()
+        try:
+            self._snapshots = _found(self._storage)
+        except OSError as error:
+            self._storage.close()
+            raise InvalidStorageError(f"{directory}: {error.strerror}") from None
+        self._stored_bytes = sum(snapshot.size_bytes for snapshot in self._snapshots.values())
 
     def get(self, snapshot_id: str) -> Snapshot:
         """Raises ApiError if there is none of that id."""
         try:
             return self._snapshots[snapshot_id]
         except KeyError:
-            raise service_error("snapshot_unknown", f"there is no snapshot {snapshot_id!r}") from None
+            raise _unknown(snapshot_id) from None
 
     def of_box(self, box_id: str) -> list[Snapshot]:
         """A box's, the oldest first."""
@@ -104,171 +122,178 @@ class Snapshots:
         policy: NetworkPolicy,
         runtime: str | None,
         size: str,
+        max_bytes: int = MAX_SNAPSHOT_BYTES,
     ) -> Snapshot:
-        """Keep an archive. If that fails nothing of it is left.
+        """Keep an archive of at most ``max_bytes``. If that fails nothing of it is left.
 
         Raises:
-            ApiError: it is too large, there are too many, or the disk is full.
+            ApiError: it is too large, there are too many, or they have too many bytes, or the disk is full.
+            Exception: what ``archive`` raises, as it is: that is of the box, and not of what is kept here.
         """
-        if len(self._snapshots) + self._being_taken >= MAX_SNAPSHOTS:
-            raise service_error("storage_full", f"there are {MAX_SNAPSHOTS} snapshots: delete some")
-        self._being_taken += 1
-        try:
-            file = _unnamed(self._directory)
-        except OSError as error:
-            self._being_taken -= 1
-            raise _full(error) from None
-        try:
-            written = await self._write(archive, file)
+        with self._place() as place:
+            with _storing():
+                file = self._storage.new_file()
+            try:
+                await self._write(archive, file, place, max_bytes)
+            except BaseException:
+                self._disposal.add(file.close)
+                raise
             snapshot = Snapshot(
                 id=f"snap-{secrets.token_hex(8)}",
                 name=name,
                 box_id=box_id,
-                size_bytes=written,
+                size_bytes=place.size,
                 created_at=int(time.time()),
                 policy=policy,
                 runtime=runtime,
                 size=size,
             )
-            if self._directory is None:
-                self._files[snapshot.id] = file
-            else:
-                await in_thread(_keep, self._directory, snapshot, file)
-                file.close()
-        except OSError as error:
-            file.close()
-            raise _full(error) from None
-        except BaseException:
-            file.close()
-            raise
-        finally:
-            self._being_taken -= 1
-        self._snapshots[snapshot.id] = snapshot
+            await self._keep(snapshot, file)
+            self._snapshots[snapshot.id] = snapshot
+            self._stored_bytes += snapshot.size_bytes
         return snapshot
 
     @asynccontextmanager
     async def open(self, snapshot: Snapshot) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Its archive, in pieces."""
-        file = await in_thread(self._open, snapshot)
+        """Its archive, in pieces. Once entered, nothing takes it away: not even deleting the snapshot.
+
+        Entering waits for nothing, so that a snapshot that was found just now is there.
+
+        Raises:
+            ApiError: it has been deleted meanwhile, or can't be read.
+        """
+        # Here and not in a thread: meanwhile its descriptor could be closed, and be another file's.
+        snapshot_id = self.get(snapshot.id).id
+        with _reading():
+            try:
+                file = self._storage.open(snapshot_id)
+            except FileNotFoundError:
+                raise _unknown(snapshot_id) from None
         try:
             yield _pieces(file)
         finally:
-            file.close()
+            self._disposal.add(file.close)  # which frees it, if it was deleted meanwhile
 
     def delete(self, snapshot_id: str) -> None:
-        """Raises ApiError if there is none of that id."""
-        self.get(snapshot_id)
-        if self._directory is not None:
-            for suffix in (_DESCRIPTION, _ARCHIVE):
-                (self._directory / f"{snapshot_id}{suffix}").unlink(missing_ok=True)
-        else:
-            self._files.pop(snapshot_id).close()
+        """Delete one, for good. Its space is free a little later.
+
+        Raises:
+            ApiError: there is none of that id, or the directory can't be changed.
+        """
+        snapshot = self.get(snapshot_id)
+        with _storing("deleted"):
+            self._storage.forget(snapshot_id)
         del self._snapshots[snapshot_id]
+        self._stored_bytes -= snapshot.size_bytes
+        self._disposal.add(partial(self._storage.remove, snapshot_id))
 
     def ids(self) -> list[str]:
         """Of all of them."""
         return list(self._snapshots)
 
     def close(self) -> None:
-        """Let go of what lies in files without a name."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        """Let go of what lies in files without a name, and of the directory."""
+        self._disposal.close()
+        self._storage.close()
 
-    async def _write(self, archive: AsyncIterable[bytes], file: IO[bytes]) -> int:
-        written, piece = 0, bytearray()
+    @contextmanager
+    def _place(self) -> Iterator[_Place]:
+        """A place for one more."""
+        if len(self._snapshots) + len(self._places) >= MAX_SNAPSHOTS:
+            raise service_error("storage_full", f"there are {MAX_SNAPSHOTS} snapshots: delete some")
+        place = _Place()
+        self._places.add(place)
+        try:
+            yield place
+        finally:
+            self._places.remove(place)
+
+    async def _write(
+        self, archive: AsyncIterable[bytes], file: IO[bytes], place: _Place, max_bytes: int
+    ) -> None:
+        piece = bytearray()
         async for data in archive:
-            written += len(data)
-            if written > self._max_bytes:
-                raise service_error(
-                    "snapshot_too_large", f"the files have more than {self._max_bytes >> 20} MiB"
-                )
+            place.size += len(data)
+            self._check_size(place, max_bytes)
             piece += data
             if len(piece) >= _PIECE:
-                await in_thread(file.write, bytes(piece))
+                with _storing():
+                    await in_thread(file.write, bytes(piece))
                 piece.clear()
-        await in_thread(file.write, bytes(piece))
-        await in_thread(file.flush)
-        return written
+        with _storing():
+            await in_thread(file.write, bytes(piece))
 
-    def _open(self, snapshot: Snapshot) -> IO[bytes]:
-        if self._directory is not None:
-            return (self._directory / f"{snapshot.id}{_ARCHIVE}").open("rb")
-        # Opened anew: several boxes may be made from it at once, each at a place of its own.
-        return open(f"/proc/self/fd/{self._files[snapshot.id].fileno()}", "rb")
+    def _check_size(self, place: _Place, max_bytes: int) -> None:
+        if place.size > max_bytes:
+            raise service_error("snapshot_too_large", f"the files have more than {max_bytes >> 20} MiB")
+        if self._stored_bytes + sum(place.size for place in self._places) > self._max_stored_bytes:
+            raise service_error(
+                "storage_full",
+                f"all snapshots together may have {self._max_stored_bytes >> 20} MiB: delete some",
+            )
 
-    def _load(self, directory: Path) -> None:
+    async def _keep(self, snapshot: Snapshot, file: IO[bytes]) -> None:
+        """Hand the file over to the storage, which alone may close it from now on."""
+        content = asdict(snapshot) | {"policy": snapshot.policy.canonical()}
+        description = json.dumps(content).encode()
+        keeping = asyncio.create_task(in_thread(self._storage.keep, snapshot.id, file, description))
         try:
-            directory.mkdir(mode=0o700, exist_ok=True)
-            status = directory.stat()
-            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-                raise InvalidStorageError(
-                    f"{directory} can be written to by others, who could give boxes their files: "
-                    "chmod go-w, and own it"
-                )
-            _unnamed(directory).close()  # a file system that can't have such files is found out now
-            for path in sorted(directory.glob(f"snap-*{_DESCRIPTION}")):
-                if (snapshot := _described(path)) is not None:
-                    self._snapshots[snapshot.id] = snapshot
-        except OSError as error:
-            raise InvalidStorageError(f"{directory}: {error.strerror}") from None
-        in_order = sorted(self._snapshots.values(), key=lambda snapshot: snapshot.created_at)
-        self._snapshots = {snapshot.id: snapshot for snapshot in in_order}
+            with _storing():
+                await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            keeping.add_done_callback(partial(self._discard, snapshot.id))  # the thread goes on
+            raise
+
+    def _discard(self, snapshot_id: str, kept: asyncio.Task[None]) -> None:
+        if not kept.cancelled() and kept.exception() is None:
+            self._disposal.add(partial(self._storage.remove, snapshot_id))
 
 
-def _unnamed(directory: Path | None) -> IO[bytes]:
-    """A new file without a name, gone when nobody has it open; to be given one in its directory, if any."""
-    if directory is None:
-        return tempfile.TemporaryFile()
-    # tempfile's own can't be given a name: it is opened with O_EXCL (open(2), O_TMPFILE).
-    return open(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "w+b")
+def _unknown(snapshot_id: str) -> ApiError:
+    return service_error("snapshot_unknown", f"there is no snapshot {snapshot_id!r}")
 
 
-def _name(file: IO[bytes], path: Path) -> None:
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextmanager
+def _storing(what: str = "kept") -> Iterator[None]:
+    """Around what is done to the service's own files, and to nothing of a box."""
     try:
-        # With a descriptor, since without one Python calls link(2), which would link to the link in /proc.
-        os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=directory, follow_symlinks=True)
-    finally:
-        os.close(directory)
+        yield
+    except OSError as error:
+        raise service_error("storage_full", f"the snapshot can't be {what}: {error.strerror}") from None
 
 
-def _full(error: OSError) -> ApiError:
-    return service_error("storage_full", f"the snapshot can't be kept: {error.strerror}")
-
-
-def _keep(directory: Path, snapshot: Snapshot, file: IO[bytes]) -> None:
-    """Give the archive its name, then its description: what has no description is no snapshot."""
-    archive = directory / f"{snapshot.id}{_ARCHIVE}"
-    description = directory / f"{snapshot.id}{_DESCRIPTION}"
-    content = asdict(snapshot) | {"policy": snapshot.policy.canonical()}
-    os.fsync(file.fileno())
-    _name(file, archive)
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Around what reads the service's own files: such an error must not be taken for one of a box's file."""
     try:
-        with _unnamed(directory) as written:
-            written.write(json.dumps(content).encode())
-            written.flush()
-            os.fsync(written.fileno())
-            _name(written, description)
-    except BaseException:
-        with suppress(OSError):
-            archive.unlink()
-        raise
+        yield
+    except OSError as error:
+        raise service_error("box_failed", f"the snapshot can't be read: {error.strerror}") from None
 
 
-def _described(path: Path) -> Snapshot | None:
+def _found(storage: SnapshotDirectory | NamelessFiles) -> dict[str, Snapshot]:
+    found = [_described(*one) for one in storage.descriptions()]
+    in_order = sorted(filter(None, found), key=lambda snapshot: snapshot.created_at)
+    return {snapshot.id: snapshot for snapshot in in_order}
+
+
+def _described(snapshot_id: str, description: bytes) -> Snapshot | None:
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content: dict[str, Any] = json.loads(description)
         policy = NetworkPolicy.parse(content.pop("policy"))
         snapshot = Snapshot(policy=policy, **content)
-        if f"{snapshot.id}{_DESCRIPTION}" != path.name or not path.with_suffix(_ARCHIVE).is_file():
-            raise ValueError("its archive is missing")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, PolicyError) as error:
-        log.warning("%s is no description of a snapshot, and is left alone: %s", path, error)
+        if snapshot.id != snapshot_id:
+            raise ValueError("it is that of another")
+    except (ValueError, TypeError, KeyError, AttributeError, PolicyError) as error:
+        log.warning("what should describe %s does not, and is left alone: %s", snapshot_id, error)
         return None
     return snapshot
 
 
 async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
-    while piece := await in_thread(file.read, _PIECE):
+    while True:
+        with _reading():
+            piece = await in_thread(file.read, _PIECE)
+        if not piece:
+            return
         yield piece
