@@ -327,8 +327,8 @@ class Client:
         elif number in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ENOTSOCK):
             at = self._address
             message = (
-                f"no gate listens at {at}: start one (box-policy run --control {at}, or mitmdump --set "
-                f"box_policy_control={at}), or name another with --control"
+                f"no gate listens at {at}: start one (box-policy serve, box-policy run --control {at}, or "
+                f"mitmdump --set box_policy_control={at}), or name another with --control"
             )
         else:
             message = f"{self._address}: {os.strerror(number) if number else printable(error)}"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from box_policy.cli.client import Client
 
 ADDRESS_VARIABLE: Final = "BOX_POLICY_CONTROL"
+SERVICE_KEY_VARIABLE: Final = "BOX_POLICY_API_KEY"
+"""What a service of boxes takes for its control API, too."""
 DEFAULT_BOX: Final = "default"
 READER_GONE: Final = 128 + signal.SIGPIPE
 """Exit status once nobody reads the output any more: what a shell shows of programs that SIGPIPE ended."""
@@ -99,7 +101,7 @@ def the_boxes_are(known: list[str]) -> str:
 
 
 def _token(file: Path | None) -> str | None:
-    token = read_token(file, os.environ)
+    token = read_token(file, os.environ) or os.environ.get(SERVICE_KEY_VARIABLE) or None
     if token is not None and not all("!" <= c <= "~" for c in token):
         # It would be part of a header.
         raise ControlError(f"{file or TOKEN_VARIABLE}: a token has printable ASCII characters, and no spaces")

@@ -348,4 +348,6 @@ def _not_found(message: str, asked: _Run) -> str:
     on_host = shutil.which(asked.command[0])
     if on_host is None:
         return message
+    if not Path(asked.command[0]).is_absolute() and "/" in asked.command[0]:
+        return f"{message}; a box starts in /workspace, which --workdir . makes this directory"
     return f"{message}; {on_host} is in a directory that boxes don't see: --read-only shows it"

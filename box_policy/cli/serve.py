@@ -151,7 +151,7 @@ def _address(listen: str | None, uds: str | None, inherit: int | None) -> Listen
 
 
 def _key(file: Path | None) -> str | None:
-    return read_token(file, {}) if file is not None else os.environ.get(_KEY) or None
+    return read_token(file, os.environ, variable=_KEY, word="key")
 
 
 async def _serve(options: _Options, owner: int | None, log: Path | None, verbose: bool) -> None:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final
 
+from box_policy.control.http.answers import ApiError
 from box_policy.control.store import InForce, PolicyStore, UnknownBoxError
 from box_policy.gate.gate import Gate
 from box_policy.policy.model import NetworkPolicy
@@ -74,9 +75,6 @@ class Boxes:
         self._lives: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def __len__(self) -> int:
-        return len(self._boxes)
-
     def get(self, key: str) -> ServedBox:
         """The box of this id, or this name. Raises ApiError if there is none."""
         box = self._boxes.get(key) or self._boxes.get(self._names.get(key) or "")
@@ -117,12 +115,16 @@ class Boxes:
         """
         size = request.size or (snapshot.size if snapshot else DEFAULT_SIZE)
         if size not in self._sizes:
-            raise service_error("request_invalid", f"there is no size {size!r}: there are {', '.join(SIZES)}")
+            raise service_error(
+                "request_invalid", f"there is no size {size!r}: there are {', '.join(self._sizes)}"
+            )
         runtime = request.runtime or (snapshot.runtime if snapshot else None)
         programs = self._runtimes.programs(runtime)
         if policy is None:
             policy = snapshot.policy if snapshot else self._default_policy
-        if self._closed or len(self._boxes) + self._being_made >= self._max_boxes:
+        if self._closed:
+            raise _closing()
+        if len(self._boxes) + self._being_made >= self._max_boxes:
             raise service_error(
                 "too_many_boxes",
                 f"there are {self._max_boxes} boxes, and may be no more: delete some",
@@ -144,7 +146,7 @@ class Boxes:
                 sandbox = await self._launch(spec, policy, archive)
             if self._closed:
                 await self._discard(sandbox, "the service is closing")
-                raise service_error("too_many_boxes", "the service is closing")
+                raise _closing()
             box = ServedBox(
                 id=box_id,
                 name=request.name,
@@ -287,3 +289,7 @@ class Boxes:
                 del self._names[box.name]
             log.info("box %s: %s", box.id, why)
         await self._discard(box.sandbox, why)
+
+
+def _closing() -> ApiError:
+    return service_error("closing", "the service is about to end")

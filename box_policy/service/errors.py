@@ -9,6 +9,7 @@ from box_policy.policy.quoting import quoted
 STATUSES: Final = {
     "box_unknown": 404,
     "busy": 503,
+    "closing": 503,
     "box_paused": 409,
     "box_failed": 500,
     "keep_alive": 409,

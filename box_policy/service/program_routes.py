@@ -111,13 +111,11 @@ class _Programs:
             timeout=_seconds(asked.timeout),
         )
         finished = await while_connected(receive, running)
-        fields: dict[str, object] = {
+        fields = {
             "exit_code": finished.exit_code,
             "truncated": finished.truncated,
             "timed_out": finished.timed_out,
         }
-        if finished.cpu_ns is not None:
-            fields["cpu_ns"] = finished.cpu_ns
         return json_in_pieces(
             fields,
             output=as_text(finished.stdout, "replace", is_whole=not finished.stdout_truncated),

@@ -110,9 +110,6 @@ class Snapshots:
         """A box's, the oldest first."""
         return [snapshot for snapshot in self._snapshots.values() if snapshot.box_id == box_id]
 
-    def __len__(self) -> int:
-        return len(self._snapshots)
-
     async def take(
         self,
         archive: AsyncIterable[bytes],

@@ -104,7 +104,7 @@ class TestTheAddress:
         path = f"{tmp_path}/none.sock"
         assert said("status", "--control", path) == (
             1,
-            f"no gate listens at unix:{path}: start one (box-policy run --control unix:{path}, or "
+            f"no gate listens at unix:{path}: start one (box-policy serve, box-policy run --control unix:{path}, or "
             f"mitmdump --set box_policy_control=unix:{path}), or name another with --control",
         )
 

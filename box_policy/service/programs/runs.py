@@ -35,8 +35,6 @@ class Finished:
     """It wrote more, which was not kept."""
     stderr_truncated: bool = False
     timed_out: bool = False
-    cpu_ns: int | None = None
-    """Processor time it took, where that is known."""
 
     @property
     def truncated(self) -> bool:

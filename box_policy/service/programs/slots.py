@@ -34,11 +34,11 @@ class Slots:
         """
         if self._taken[box_id] >= self._a_box:
             raise TooManyProgramsError(
-                f"{self._a_box} programs run in this box, which is the most there may be"
+                f"{self._a_box} programs run in this box, and may be no more: wait for one, or use another"
             )
         if self._taken.total() >= self._in_all:
             raise TooManyProgramsError(
-                f"{self._in_all} programs run in all boxes, which is the most there may be"
+                f"{self._in_all} programs run in all boxes, and may be no more: wait for some"
             )
         self._taken[box_id] += 1
         try:
