@@ -9,6 +9,7 @@ import pydantic
 from box_policy.sdk.errors import (
     BoxAuthError,
     BoxError,
+    BoxFileError,
     BoxNotFoundError,
     BoxTimeoutError,
     BoxUnsupportedError,
@@ -23,9 +24,13 @@ MAX_ERROR: Final = 256 * 1024
 _MOST_SHOWN: Final = 4_000
 """Characters of the service's own words in a message."""
 
-_CLASSES: Final[Mapping[int, type[BoxError]]] = {
+_OF_CODES: Final[Mapping[str, type[BoxError]]] = {
+    **dict.fromkeys(("unauthorized", "peer_refused", "host_refused", "origin_refused"), BoxAuthError),
+    **dict.fromkeys(("file_unknown", "file_forbidden", "file_conflict", "file_too_large"), BoxFileError),
+    **dict.fromkeys(("not_text", "box_full"), BoxFileError),
+}
+_OF_STATUSES: Final[Mapping[int, type[BoxError]]] = {
     401: BoxAuthError,
-    403: BoxAuthError,
     404: BoxNotFoundError,
     408: BoxTimeoutError,
     501: BoxUnsupportedError,
@@ -138,7 +143,10 @@ def error_from(status: int, body: bytes) -> BoxError:
     message = message or f"the service has answered with status {status}"
     if code == "policy_invalid":
         return PolicyValidationError(message, status, code=code, errors=_issues(answer.get("issues")))
-    return _CLASSES.get(status, BoxError)(message, status, code=code)
+    if code is None and status == 403:  # of something on the way, which says no more than that
+        return BoxAuthError(message, status)
+    kind = _OF_CODES.get(code or "") or _OF_STATUSES.get(status, BoxError)
+    return kind(message, status, code=code)
 
 
 def printable(message: str) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import quote
@@ -56,15 +56,16 @@ def target(options: Mapping[str, Any]) -> Target:
         service = embedded.current()
         # Who may speak to it is decided by the user id; a key that is meant for another service stays here.
         return Target(_LOCAL_URL, uds=service.address, is_local=True, service=service)
+    address = _address(base_url)
     api_key = options.get("api_key") or _from_environment(API_KEY_VARIABLES)
-    if not api_key and isinstance(base_url, str) and base_url.startswith("unix:"):
-        return _address(base_url, None)  # the user id decides who may speak to it
+    if not api_key and address.uds is not None:
+        return address  # the user id decides who may speak to it
     if not api_key:
         raise BoxError(f"api_key is required with a base_url: pass it, or set {API_KEY_VARIABLES[0]}")
     if not isinstance(api_key, str) or not all("!" <= character <= "~" for character in api_key):
         # It becomes a header. It is a secret: the message must not show it.
         raise BoxError("the api_key has printable ASCII characters alone, and no spaces; this one has others")
-    return _address(base_url, api_key)
+    return replace(address, api_key=api_key)
 
 
 def segment(value: str, what: str) -> str:
@@ -82,14 +83,14 @@ def segment(value: str, what: str) -> str:
         raise BoxError(f"{value!r} is no {what}") from None
 
 
-def _address(base_url: str, api_key: str | None) -> Target:
+def _address(base_url: Any) -> Target:
     if not isinstance(base_url, str):
         raise BoxError(f"base_url is {base_url!r}; {_FORMS}")
     if base_url.startswith("unix:"):
         path = base_url.removeprefix("unix:").removeprefix("//")
         if not path.startswith("/") or "\0" in path:
             raise BoxError(f"base_url {quoted(base_url)}: a unix socket's path is absolute; {_FORMS}")
-        return Target(_LOCAL_URL, api_key, path, is_local=True)
+        return Target(_LOCAL_URL, uds=path, is_local=True)
     try:
         url = httpx.URL(base_url)
         port = url.port
@@ -99,7 +100,7 @@ def _address(base_url: str, api_key: str | None) -> Target:
         raise BoxError(f"base_url {quoted(base_url)} can't be used; {_FORMS}")
     if url.userinfo or url.query or url.fragment:
         raise BoxError(f"a base_url has no user, query or fragment; {_FORMS}, and give the key as api_key")
-    return Target(str(url).rstrip("/"), api_key, is_local=_is_loopback(url.host))
+    return Target(str(url).rstrip("/"), is_local=_is_loopback(url.host))
 
 
 def _is_loopback(host: str) -> bool:

@@ -46,7 +46,15 @@ class PolicyValidationError(BoxError, ValueError):
 
 
 class BoxNotFoundError(BoxError):
-    """There is no such box, snapshot or file."""
+    """There is no such box or snapshot, or it has been deleted."""
+
+
+class BoxFileError(BoxError):
+    """What was asked of a file in a box can't be done; ``code`` says why.
+
+    ``file_unknown``, ``file_forbidden``, ``file_conflict`` (such as a directory where a file belongs),
+    ``file_too_large``, ``not_text``, ``box_full`` (the box's size leaves no room for it).
+    """
 
 
 class BoxAuthError(BoxError):

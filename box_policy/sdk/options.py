@@ -2,10 +2,12 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from box_policy.policy.model import NetworkPolicy as PolicyModel
+from box_policy.sdk import values
 from box_policy.sdk.errors import BoxError
 from box_policy.sdk.types import (
     BoxConfig,
@@ -39,6 +41,13 @@ _NOT_OURS: Final = {
     "mcp_servers": "MCP servers belong to hosted agents",
     "skills": "skills belong to hosted agents",
 }
+
+_CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "env": values.environment,
+    "labels": values.labels,
+    **{name: partial(values.flag, name=name) for name in ("debug", "delete_on_exit", "keep_alive")},
+}
+"""What accepts the values of options. A service would take some of a wrong type for something else."""
 
 
 def creation(call: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +84,7 @@ def checked(call: str, given: Mapping[str, Any], form: Any) -> dict[str, Any]:
     Raises:
         TypeError: an option that ``form`` doesn't have, or one that is given twice.
         BoxUnsupportedError: an option of the hosted product that is not supported.
-        BoxError: a time that is none.
+        BoxError: a time that is none, or another value of a wrong type.
     """
     known: frozenset[str] = form.__optional_keys__
     options: dict[str, Any] = {}
@@ -87,6 +96,8 @@ def checked(call: str, given: Mapping[str, Any], form: Any) -> dict[str, Any]:
             raise TypeError(f"{call}() got {name!r} twice, in two spellings")
         if name in _NOT_OURS and value:
             raise unsupported(f"{call}({key}=...)", _NOT_OURS[name])
+        if name in _CHECKS and value is not None:
+            value = _CHECKS[name](value)
         options[name] = value
     options["timeout"] = timeout_ms(options.get("timeout", DEFAULT_TIMEOUT_MS))
     return options

@@ -63,6 +63,30 @@ def shown(policy: PolicyModel) -> NetworkPolicy:
     return cast(NetworkPolicy, policy.canonical())
 
 
+class AsyncPolicyView:
+    """What the property ``network_policy`` shows: a property can't await, so what the service last said."""
+
+    last_said: PolicyModel
+
+    def shown(self) -> NetworkPolicy:
+        """A fresh copy of it."""
+        return shown(self.last_said)
+
+
+class PolicyView:
+    """What the property ``network_policy`` shows: what the service says at that moment."""
+
+    last_said: PolicyModel
+
+    def shown(self) -> NetworkPolicy:
+        """Ask, and show a fresh copy."""
+        return self.refresh()
+
+    def refresh(self) -> NetworkPolicy:
+        """Ask the service."""
+        raise NotImplementedError
+
+
 def described(policy: PolicyModel) -> str:
     """The policy in a message."""
     text = repr(policy.canonical())

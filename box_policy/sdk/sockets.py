@@ -8,6 +8,7 @@ import websockets.asyncio.client as asyncio_client
 import websockets.sync.client as sync_client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Response
+from websockets.sync.connection import Connection
 
 from box_policy.sdk import answers, failures, session_frames
 from box_policy.sdk.connection import Target
@@ -129,7 +130,7 @@ class AsyncSocket:
 class Socket:
     """An open WebSocket that carries JSON."""
 
-    def __init__(self, connection: AbstractContextManager[sync_client.ClientConnection]) -> None:
+    def __init__(self, connection: AbstractContextManager[Connection]) -> None:
         self._open = ExitStack()
         self._connection = self._open.enter_context(connection)
 

@@ -73,9 +73,8 @@ NetworkPolicyInput = (
     | CamelCaseNetworkPolicy
     | VercelNetworkPolicy
     | PolicyModel
-    | Mapping[str, object]
 )
-"""Every form in which a network policy may be written."""
+"""Every form in which a network policy may be written. Which keys belong together a type checker sees."""
 
 
 @dataclass
@@ -105,6 +104,7 @@ class ExecExitChunk:
 
     exit_code: int
     cpu_ns: int = 0
+    """Processor time of the program, in nanoseconds; 0: not known here."""
     type: Literal["exit"] = "exit"
     timed_out: bool = False
 
@@ -180,10 +180,15 @@ class UploadFileEntry(TypedDict):
 
 class _Connection(TypedDict, total=False):
     api_key: str | None
+    """Needed with an ``http`` address; else from BOX_POLICY_API_KEY or UPSTASH_BOX_API_KEY."""
     apiKey: str | None
+    """The same, as the JavaScript client writes it."""
     base_url: str | None
+    """Else from BOX_POLICY_BASE_URL or UPSTASH_BOX_BASE_URL, or a service of this process's own."""
     baseUrl: str | None
+    """The same."""
     timeout: float | None
+    """Milliseconds for an answer; 600,000 unless it is given; None: no limit."""
 
 
 class BoxConnectionOptions(_Connection, total=False):
@@ -200,28 +205,43 @@ class BoxGetOptions(_Connection, total=False):
     """Options of ``Box.get`` and ``Box.get_by_name``."""
 
     git_token: str | None
+    """Not supported."""
     debug: bool
+    """Log each request to ``box_policy.sdk``, at level DEBUG; False unless it is given."""
     delete_on_exit: bool
+    """Delete the box at the end of its ``with`` block; False unless it is given."""
 
 
 class _Creation(_Connection, total=False):
     name: str | None
+    """Finds it again; none unless it is given."""
     labels: list[str] | None
+    """Find it again; none unless they are given."""
     runtime: Runtime | str | None
+    """Demands that its programs are there; no demand unless it is given."""
     size: BoxSize | None
+    """Bounds of memory, disk and processors; ``small`` unless it is given."""
     ttl: int | None
+    """Seconds after which the box ends by itself, at most 259,200; never unless it is given."""
     env: dict[str, str] | None
+    """Variables of every program in it; none unless they are given."""
     attach_headers: dict[str, dict[str, str]] | None
+    """Not supported."""
     network_policy: NetworkPolicyInput | None
+    """In any form; the service's default unless it is given."""
     networkPolicy: NetworkPolicyInput | None
+    """The same, as the JavaScript client writes it."""
     debug: bool
+    """Log each request to ``box_policy.sdk``, at level DEBUG; False unless it is given."""
     delete_on_exit: bool
+    """Delete the box at the end of its ``with`` block; False unless it is given."""
 
 
 class BoxConfig(_Creation, total=False):
-    """Options of ``Box.create`` and ``Box.from_snapshot``."""
+    """Options of ``Box.create`` and ``Box.from_snapshot``. The last six are not supported here."""
 
     keep_alive: bool
+    """The box can't be paused; False unless it is given."""
     init_command: str | None
     browser: bool
     agent: Mapping[str, Any] | None
@@ -231,4 +251,7 @@ class BoxConfig(_Creation, total=False):
 
 
 class EphemeralBoxConfig(_Creation, total=False):
-    """Options of ``EphemeralBox.create`` and ``EphemeralBox.from_snapshot``; ``ttl`` is in seconds."""
+    """Options of ``EphemeralBox.create`` and ``EphemeralBox.from_snapshot``.
+
+    Without a ``ttl`` the box ends after 259,200 seconds.
+    """

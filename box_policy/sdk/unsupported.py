@@ -13,6 +13,9 @@ REASONS = {
 }
 """Each namespace that is not ours, and what to do instead."""
 
+NOT_SENT = "a box can't be sent to another process: send its id, and use Box.get(id, base_url=...) there"
+"""Why a box is neither pickled nor copied: its connections belong to this process."""
+
 
 class UnsupportedNamespace:
     """A namespace whose every use raises BoxUnsupportedError."""

@@ -68,6 +68,12 @@ def test_a_base_url_needs_a_key() -> None:
         target({"base_url": "http://a.test"})
 
 
+@pytest.mark.parametrize("key", [None, "with space"])
+def test_the_address_is_complained_of_before_the_key(key: str | None) -> None:
+    with pytest.raises(BoxError, match='base_url "localhost:8080" can\'t be used; write http://host:port'):
+        target({"base_url": "localhost:8080", "api_key": key})
+
+
 @pytest.mark.parametrize("key", ["with space", "line\r\nX-Other: 1", "schlüssel"])
 def test_a_key_that_is_no_header_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(BoxError) as raised:

@@ -53,6 +53,21 @@ async def test_how_it_ended(
     assert run.status == status, "what has ended can't be cancelled"
 
 
+async def test_a_run_that_was_killed_says_so(client: Client, stub: Stub) -> None:
+    stub.on("POST", ".*/exec", lambda _: Answer({"exit_code": 124, "timed_out": True}))
+    pieces = [line("exit", exit_code=124, timed_out=True)]
+    stub.on("POST", ".*/exec-stream", lambda _: Answer(pieces=iter(pieces), headers=LINES))
+    box = await client(client.Box.create)
+    assert "failed, exit code 124 (killed: its timeout of 1500 ms was over)>" in repr(
+        await client(box.exec.command, "x", timeout=1_500)
+    )
+    assert "(killed: its timeout was over)" in repr(await client(box.exec.command, "x"))
+    run = await client(box.exec.stream, "x", timeout=9)
+    assert "killed" not in repr(run)
+    await client.all(run)
+    assert "(killed: its timeout of 9 ms was over)" in repr(run)
+
+
 @pytest.mark.parametrize("answer", [{}, {"exit_code": "0"}, {"exit_code": 0, "output": 5}])
 async def test_an_answer_that_is_no_run(client: Client, stub: Stub, answer: object) -> None:
     stub.on("POST", ".*/exec", lambda _: Answer(answer))

@@ -1,6 +1,7 @@
 """A service that fails, lies, stalls or goes away: always a BoxError, never for ever."""
 
 import itertools
+import json
 import pickle
 import socket
 import threading
@@ -13,6 +14,7 @@ from box_policy import (
     BoxAuthError,
     BoxConnectionError,
     BoxError,
+    BoxFileError,
     BoxNotFoundError,
     BoxTimeoutError,
     BoxUnsupportedError,
@@ -28,7 +30,7 @@ from tests.sdk.stub import Answer, Asked, Broken, Stub, silent_listener
     [
         (400, BoxError),
         (401, BoxAuthError),
-        (403, BoxAuthError),
+        (403, BoxError),
         (404, BoxNotFoundError),
         (409, BoxError),
         (422, BoxError),
@@ -46,6 +48,33 @@ async def test_an_error_has_the_service_s_words(
         await client(box.get_status)
     assert type(raised.value) is kind
     assert (str(raised.value), raised.value.status_code, raised.value.code) == ("the words", status, "word")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("unauthorized", 401, BoxAuthError),
+        ("peer_refused", 403, BoxAuthError),
+        ("origin_refused", 403, BoxAuthError),
+        ("host_refused", 421, BoxAuthError),
+        (None, 403, BoxAuthError),
+        ("file_unknown", 404, BoxFileError),
+        ("file_forbidden", 403, BoxFileError),
+        ("file_conflict", 409, BoxFileError),
+        ("file_too_large", 413, BoxFileError),
+        ("not_text", 422, BoxFileError),
+        ("box_full", 507, BoxFileError),
+        ("box_unknown", 404, BoxNotFoundError),
+        ("snapshot_unknown", 404, BoxNotFoundError),
+        ("box_paused", 409, BoxError),
+    ],
+)
+def test_the_service_s_code_comes_before_its_status(
+    code: str | None, status: int, kind: type[BoxError]
+) -> None:
+    error = answers.error_from(status, json.dumps({"error": "the words", "code": code}).encode())
+    assert type(error) is kind
+    assert (str(error), error.status_code, error.code) == ("the words", status, code)
 
 
 @pytest.mark.parametrize(
@@ -200,17 +229,20 @@ async def test_an_answer_is_bounded(client: Client, stub: Stub, monkeypatch: pyt
 async def test_what_can_t_be_sent_is_a_box_error(client: Client, stub: Stub) -> None:
     box = await client(client.Box.create)
     with pytest.raises(BoxError, match="JSON"):
-        await client(box.files.write, path="x", content=b"bytes")
+        await client(box.snapshot, name=object())
     with pytest.raises(BoxError):
         await client(box.files.read, "\ud800")
 
 
 async def test_a_closed_box_says_so(client: Client, stub: Stub) -> None:
     box = await client(client.Box.create)
-    await client(box.delete)
-    assert stub.boxes == {}
-    with pytest.raises(BoxError, match=r"closed.*Box\.get"):
-        await client(box.get_status)
+    await client.close(box)
+    assert box.id in stub.boxes
+    for call in (box.get_status, box.delete):
+        with pytest.raises(BoxError, match=r"closed.*Box\.get"):
+            await client(call)
+    with pytest.raises(BoxError, match="closed"):
+        await client(box.exec.session, cmd="true")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from box_policy import BoxError, BoxNotFoundError
+from box_policy import BoxError, BoxFileError, BoxNotFoundError
 from tests.sdk.conftest import Client
 from tests.sdk.stub import Answer, Asked, Stub
 
@@ -59,14 +59,16 @@ async def test_the_directory_is_changed(client: Client, stub: Stub) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (Answer({"error": "none", "code": "file_not_found"}, 404), "cd: x: No such file or directory"),
+        (Answer({"error": "none", "code": "file_unknown"}, 404), "cd: x: No such file or directory"),
+        (Answer({"error": "none"}, 404), "cd: x: No such file or directory"),
+        (Answer({"error": "Permission denied", "code": "file_forbidden"}, 403), "Permission denied"),
         (stat("file"), "cd: x: Not a directory"),
     ],
 )
 async def test_it_stays_where_there_is_none(client: Client, stub: Stub, answer: Answer, message: str) -> None:
     stub.on("GET", ".*/files/stat", lambda _: answer)
     box = await client(client.Box.create)
-    with pytest.raises(BoxError, match=message):
+    with pytest.raises(BoxFileError, match=message):
         await client(box.cd, "x")
     assert box.cwd == "/workspace/home"
 

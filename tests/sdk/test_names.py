@@ -1,6 +1,7 @@
 """The public names, and that they are the official client's."""
 
 import inspect
+import re
 import subprocess
 import sys
 from typing import Any
@@ -137,6 +138,14 @@ def test_the_attributes_of_a_box() -> None:
     for name in ("id", "size", "keep_alive", "exec", "files", "labels"):
         assert f"self.{name}" in inspect.getsource(box_policy.Box.__init__)
         assert f"self.{name}" in inspect.getsource(upstash_box.Box.__init__)
+
+
+def test_every_option_has_a_line_of_help() -> None:
+    unsupported = {"agent", "attach_headers", "browser", "git", "init_command", "mcp_servers", "skills"}
+    spellings = {"apiKey", "baseUrl", "networkPolicy"}
+    for create in (box_policy.Box.create, box_policy.AsyncBox.create):
+        said = re.findall(r"^ {4,12}(\w+): .*", inspect.getdoc(create) or "", re.MULTILINE)
+        assert box_policy.BoxConfig.__optional_keys__ - unsupported - spellings <= set(said)
 
 
 def test_every_exported_name_is_there() -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from box_policy import BoxError, PolicyValidationError
+from box_policy import Box, BoxError, NetworkPolicyInput, PolicyValidationError
 from box_policy.policy.model import NetworkPolicy
+from box_policy.sdk.policies import requested
 from tests.sdk.conftest import Client
 from tests.sdk.stub import Answer, Asked, Stub
 
@@ -204,6 +205,27 @@ async def test_a_service_that_does_not_say_what_is_in_force_is_no_answer(client:
     stub.boxes[box.id]["network_policy"] = None
     with pytest.raises(BoxError, match="doesn't say"):
         await client(client.Box.get, box.id)
+
+
+def test_a_type_checker_sees_every_form_and_no_other() -> None:
+    # Checked by mypy, which complains as well of an "ignore" that ignores nothing.
+    good: list[NetworkPolicyInput] = [
+        "deny-all",
+        {"mode": "allow-all"},
+        {"mode": "custom", "allowed_domains": ["a.test"], "denied_cidrs": ["192.0.2.0/24"]},
+        {"mode": "custom", "allowedDomains": ["a.test"]},
+        {"allow": ["a.test"], "subnets": {"deny": ["192.0.2.0/24"]}},
+        {"allow": {"a.test": []}},
+        NetworkPolicy.parse("deny-all"),
+    ]
+    for policy in good:
+        requested(policy)
+    with pytest.raises(PolicyValidationError):
+        Box.create(network_policy="allow")  # type: ignore[arg-type]
+    with pytest.raises(PolicyValidationError):
+        Box.create(network_policy={"mode": "custom", "allow_domains": ["a.test"]})  # type: ignore[arg-type]
+    with pytest.raises(PolicyValidationError):
+        Box.create(network_policy={"mode": "bogus"})  # type: ignore[arg-type]
 
 
 class TestTemporarily:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from box_policy import BoxError, BoxNotFoundError, ExecExitChunk, PolicyValidationError
+from box_policy import BoxError, BoxFileError, BoxNotFoundError, ExecExitChunk, PolicyValidationError
 from tests.sdk.conftest import Client
 
 pytestmark = pytest.mark.usefixtures("require_lab", "service")
@@ -108,7 +108,7 @@ async def test_files(client: Client, box: Any, tmp_path: Path, monkeypatch: pyte
     await client(box.files.upload, [{"path": "local", "destination": "bytes"}])
     await client(box.files.write, path="text", content="größe")
     assert await client(box.files.read, "text") == "größe"
-    with pytest.raises(BoxError, match="base64"):
+    with pytest.raises(BoxFileError, match="base64"):
         await client(box.files.read, "bytes")
     assert await client(box.files.read, "bytes", encoding="base64", offset=254, length=2) == "/v8="
     assert {entry.name for entry in await client(box.files.list)} == {"bytes", "text"}

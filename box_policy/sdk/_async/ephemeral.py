@@ -2,7 +2,7 @@
 
 import builtins
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Self, Unpack
+from typing import Any, NoReturn, Self, Unpack
 
 from box_policy.sdk import options
 from box_policy.sdk._async.box import AsyncBox
@@ -14,6 +14,7 @@ from box_policy.sdk.types import (
     NetworkPolicyInput,
     Snapshot,
 )
+from box_policy.sdk.unsupported import NOT_SENT
 
 
 class AsyncEphemeralBox:
@@ -122,10 +123,14 @@ class AsyncEphemeralBox:
         await self._box.aclose()
 
     async def __aenter__(self) -> Self:
+        await self._box.__aenter__()
         return self
 
     async def __aexit__(self, type_: object, error: BaseException | None, traceback: object) -> None:
         await self._box.__aexit__(type_, error, traceback)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_SENT)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"

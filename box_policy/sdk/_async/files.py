@@ -3,7 +3,7 @@
 import builtins
 from contextlib import aclosing
 
-from box_policy.sdk import answers, paths
+from box_policy.sdk import answers, paths, values
 from box_policy.sdk._async.transport import AsyncTransport
 from box_policy.sdk._async.workspace import AsyncWorkspace
 from box_policy.sdk.errors import BoxError
@@ -28,8 +28,7 @@ class AsyncFilesNamespace:
             length: read that many bytes, 8 MiB at most, from ``offset`` on (0 if it isn't given).
 
         Raises:
-            BoxNotFoundError: there is no such file.
-            BoxError: it is not text, or can't be read.
+            BoxFileError: there is no such file, it is not text, or can't be read.
         """
         if offset is not None and length is None:
             raise BoxError(
@@ -44,8 +43,12 @@ class AsyncFilesNamespace:
         return answers.text(answer, "content")
 
     async def write(self, *, path: str, content: str, encoding: str | None = None) -> None:
-        """Write a file: text, or with ``encoding="base64"`` any bytes. Missing directories are made."""
-        body = {"path": self._workspace.resolved(path), "content": content}
+        """Write a file: text, or with ``encoding="base64"`` any bytes. Missing directories are made.
+
+        Raises:
+            BoxFileError: it can't be written.
+        """
+        body = {"path": self._workspace.resolved(path), "content": values.content(content)}
         if encoding:
             body["encoding"] = encoding
         await self._transport.request("POST", f"{self._at}/write", body=body)
@@ -86,8 +89,9 @@ class AsyncFilesNamespace:
             OSError: a local file can't be read.
             BoxError: the service doesn't take them.
         """
-        destinations = [file["destination"] for file in files]
-        with opened(file["path"] for file in files) as contents:
+        entries = values.uploads(files)
+        destinations = [destination for _, destination in entries]
+        with opened(path for path, _ in entries) as contents:
             await self._transport.upload(
                 f"{self._at}/upload",
                 [self._workspace.resolved(destination) for destination in destinations],

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from box_policy.policy.model import NetworkPolicy as PolicyModel
 from box_policy.sdk import answers, policies
 from box_policy.sdk._async.transport import AsyncTransport
-from box_policy.sdk.concurrency import AsyncPolicyView
-from box_policy.sdk.errors import BoxError
+from box_policy.sdk.errors import BoxError, BoxNotFoundError
+from box_policy.sdk.policies import AsyncPolicyView
 from box_policy.sdk.types import NetworkPolicy, NetworkPolicyInput
 
 
@@ -61,9 +61,13 @@ class AsyncPolicyControl(AsyncPolicyView):
         return policies.shown(found)
 
     async def _restore(self, before: PolicyModel) -> None:
+        if self._transport.is_deleted:
+            return  # and every policy with it
         try:
             await self._put(before)
         except BoxError as error:
+            if isinstance(error, BoxNotFoundError) and error.code == "box_unknown":
+                return  # somebody else has deleted it
             raise BoxError(
                 f"the network policy could not be restored to {policies.described(before)}: {error}; "
                 f"{await self._what_is()}",

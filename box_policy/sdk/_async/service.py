@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Unpack
 
-from box_policy.sdk import answers, options
+from box_policy.sdk import answers, options, values
 from box_policy.sdk._async.transport import AsyncTransport
 from box_policy.sdk.connection import segment
 from box_policy.sdk.types import BoxConnectionOptions, BoxData, ListOptions
@@ -58,7 +58,7 @@ class AsyncServiceCalls:
         checked = options.connecting("Box.set_env", options_)
         path = f"{_VARIABLES}/{segment(key, 'name of a variable')}"
         async with _service(checked) as transport:
-            await transport.request("PUT", path, body={"value": value})
+            await transport.request("PUT", path, body={"value": values.text(value, "value")})
 
     @classmethod
     async def list_env(cls, **options_: Unpack[BoxConnectionOptions]) -> dict[str, str]:
@@ -80,8 +80,9 @@ class AsyncServiceCalls:
     async def set_all_env(cls, vars: dict[str, str], **options_: Unpack[BoxConnectionOptions]) -> None:
         """Replace them all."""
         checked = options.connecting("Box.set_all_env", options_)
+        body = {"env_vars": values.environment(vars, "vars") or {}}
         async with _service(checked) as transport:
-            await transport.request("PUT", _VARIABLES, body={"env_vars": vars})
+            await transport.request("PUT", _VARIABLES, body=body)
 
 
 @asynccontextmanager

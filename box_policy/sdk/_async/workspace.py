@@ -2,7 +2,7 @@
 
 from box_policy.sdk import answers, paths
 from box_policy.sdk._async.transport import AsyncTransport
-from box_policy.sdk.errors import BoxError, BoxNotFoundError
+from box_policy.sdk.errors import BoxFileError, BoxNotFoundError
 from box_policy.sdk.types import FileStat
 
 
@@ -22,17 +22,19 @@ class AsyncWorkspace:
         """Change it.
 
         Raises:
-            BoxError: there is no such directory.
+            BoxFileError: there is no such directory.
         """
         wanted = paths.normalized(self.resolved(path))
         try:
             answer = await self._transport.request(
                 "GET", f"{self._at}/files/stat", query={"path": wanted, "follow": "true"}
             )
-        except BoxNotFoundError as error:
-            if error.code == "box_unknown":
+        except (BoxFileError, BoxNotFoundError) as error:
+            if error.status_code != 404 or error.code == "box_unknown":
                 raise
-            raise BoxError(f"cd: {path}: No such file or directory", error.status_code) from None
+            raise BoxFileError(
+                f"cd: {path}: No such file or directory", error.status_code, code=error.code
+            ) from None
         if answers.model(FileStat, answer).type != "directory":
-            raise BoxError(f"cd: {path}: Not a directory")
+            raise BoxFileError(f"cd: {path}: Not a directory")
         self.cwd = wanted

@@ -4,7 +4,7 @@
 import builtins
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Self, Unpack
+from typing import Any, NoReturn, Self, Unpack
 
 from box_policy.policy.model import NetworkPolicy as PolicyModel
 from box_policy.sdk import answers, options, policies
@@ -27,7 +27,7 @@ from box_policy.sdk.types import (
     NetworkPolicyInput,
     Snapshot,
 )
-from box_policy.sdk.unsupported import namespace
+from box_policy.sdk.unsupported import NOT_SENT, namespace
 
 
 class Box(ServiceCalls, UnsupportedCalls):
@@ -73,16 +73,30 @@ class Box(ServiceCalls, UnsupportedCalls):
         Without a ``base_url``, given or in the environment, this process starts a service of its own.
 
         Args:
-            config: ``network_policy`` in any form (without one, or with None, the service's default: that is
-                ``allow-all`` unless its operator has chosen another), ``name``, ``labels``, ``runtime``,
-                ``size``, ``env``, ``ttl`` in seconds, ``keep_alive``, ``delete_on_exit``, ``timeout`` in
-                milliseconds, ``base_url``, ``api_key``, ``debug``.
+            network_policy: in any form. Default: the service's own, which is ``allow-all`` unless its
+                operator has chosen another.
+            name: str, by which ``Box.get`` finds it. Default: none.
+            labels: list of str, by which ``Box.list(label=...)`` finds it. Default: none.
+            runtime: str, such as ``python``: demands that its programs are there. Default: no demand.
+            size: ``small``, ``medium`` or ``large``: bounds of memory, disk, processors. Default: ``small``.
+            env: dict of str to str, variables of every program in it. Default: none.
+            ttl: int, seconds after which it ends by itself, at most 259,200. Default: never.
+            keep_alive: bool, it can't be paused. Default: False.
+            delete_on_exit: bool, the end of its ``with`` block deletes it. Default: False.
+            timeout: milliseconds that the service has for an answer; None: no limit. Default: 600,000.
+            base_url: str, ``http://host:port``, ``https://host`` or ``unix:///path``. Default: from
+                ``BOX_POLICY_BASE_URL`` or ``UPSTASH_BOX_BASE_URL``, else a service of this process's own.
+            api_key: str, needed with an ``http`` address. Default: from ``BOX_POLICY_API_KEY`` or
+                ``UPSTASH_BOX_API_KEY``.
+            debug: bool, each request's method and path goes to the logger ``box_policy.sdk``, at level DEBUG.
+                Default: False.
 
         Raises:
             TypeError: there is no such option.
             PolicyValidationError: the network policy can't be accepted.
             BoxUnsupportedError: the option is not supported here.
-            BoxError: the box can't be made, or the service doesn't confirm its policy.
+            BoxError: a value is of a wrong type, the box can't be made, or the service doesn't confirm its
+                policy.
         """
         checked = options.creation("Box.create", config)
         box, _ = cls.created_with_data("/v2/box", checked, {})
@@ -143,7 +157,11 @@ class Box(ServiceCalls, UnsupportedCalls):
 
         ``Box`` asks the service. ``AsyncBox`` can't, in a property: it shows what the service said last,
         and ``refresh_network_policy`` asks.
+
+        Raises:
+            BoxNotFoundError: the box was deleted.
         """
+        self._transport.check_there()
         return self._policy.shown()
 
     def refresh_network_policy(self) -> NetworkPolicy:
@@ -193,6 +211,7 @@ class Box(ServiceCalls, UnsupportedCalls):
 
     def pause(self) -> None:
         """Stop everything in the box, until ``resume``."""
+        self._transport.check_open()
         if self.keep_alive:
             raise BoxError("Keep-alive boxes cannot be paused")
         self._transport.request("POST", f"{self._at}/pause")
@@ -204,10 +223,13 @@ class Box(ServiceCalls, UnsupportedCalls):
     def delete(self) -> None:
         """End the box, and everything in it, and close the connections to it.
 
+        Whatever is asked of the object afterwards raises BoxNotFoundError.
+
         Raises:
             BoxNotFoundError: there is no such box any more.
         """
         self._transport.request("DELETE", self._at)
+        self._transport.is_deleted = True
         self.close()
 
     def snapshot(self, *, name: str) -> Snapshot:
@@ -227,6 +249,7 @@ class Box(ServiceCalls, UnsupportedCalls):
         self._transport.close()
 
     def __enter__(self) -> Self:
+        self._transport.check_there()
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
@@ -236,6 +259,9 @@ class Box(ServiceCalls, UnsupportedCalls):
         finally:
             self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_SENT)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
 
@@ -244,6 +270,7 @@ class Box(ServiceCalls, UnsupportedCalls):
             return  # by delete(), or somebody who wanted it to stay
         try:
             self._transport.request("DELETE", self._at)
+            self._transport.is_deleted = True
         except BoxNotFoundError:
             pass
         except BoxError as failure:

@@ -3,7 +3,7 @@
 
 import builtins
 from contextlib import AbstractContextManager
-from typing import Any, Self, Unpack
+from typing import Any, NoReturn, Self, Unpack
 
 from box_policy.sdk import options
 from box_policy.sdk._sync.box import Box
@@ -15,6 +15,7 @@ from box_policy.sdk.types import (
     NetworkPolicyInput,
     Snapshot,
 )
+from box_policy.sdk.unsupported import NOT_SENT
 
 
 class EphemeralBox:
@@ -121,10 +122,14 @@ class EphemeralBox:
         self._box.close()
 
     def __enter__(self) -> Self:
+        self._box.__enter__()
         return self
 
     def __exit__(self, type_: object, error: BaseException | None, traceback: object) -> None:
         self._box.__exit__(type_, error, traceback)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_SENT)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"

@@ -3,9 +3,10 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
-from box_policy.sdk import paths, session_frames
+from box_policy.sdk import paths, session_frames, values
 from box_policy.sdk._sync.runs import Run, StreamRun
 from box_policy.sdk._sync.session import ExecSessionHandle, OutputCallback
 from box_policy.sdk._sync.transport import Transport
@@ -92,7 +93,7 @@ class ExecNamespace:
         cwd: str | None = None,
         rows: int | None = None,
         cols: int | None = None,
-        env: list[str] | None = None,
+        env: list[str] | Mapping[str, str] | None = None,
         on_stdout: OutputCallback | None = None,
         on_stderr: OutputCallback | None = None,
     ) -> ExecSessionHandle:
@@ -102,7 +103,7 @@ class ExecNamespace:
             cmd: a shell command.
             argv: a program and its arguments, without a shell; comes before ``cmd``.
             tty: give it a terminal, of ``rows`` and ``cols``. Standard error is then part of standard output.
-            env: ``KEY=VALUE``, added to the box's variables.
+            env: a mapping, or a list of ``KEY=VALUE``, added to the box's variables.
             on_stdout: is called with each piece of output, as bytes.
             on_stderr: likewise.
 
@@ -111,7 +112,13 @@ class ExecNamespace:
         """
         directory = paths.resolved(self._workspace.cwd, cwd) if cwd else self._workspace.cwd
         frame = session_frames.start(
-            cmd=cmd, argv=argv, tty=tty, cwd=directory, rows=rows, cols=cols, env=env
+            cmd=None if cmd is None else values.text(cmd, "cmd"),
+            argv=values.arguments(argv),
+            tty=tty,
+            cwd=directory,
+            rows=rows,
+            cols=cols,
+            env=values.session_environment(env),
         )
         return ExecSessionHandle.open(
             self._transport, f"{self._at}/exec-session", frame, on_stdout, on_stderr
@@ -120,20 +127,22 @@ class ExecNamespace:
     def _run(self, path: str, type_: str, body: dict[str, Any]) -> Run[str]:
         started = time.monotonic()
         answer = self._transport.request("POST", f"{self._at}/{path}", body=body, at_least_ms=_waiting(body))
-        return Run.of_answer(type_, answer, started)
+        return Run.of_answer(type_, answer, started, body.get("timeout"))
 
     def _stream(self, path: str, type_: str, body: dict[str, Any]) -> StreamRun[str]:
+        self._transport.check_open()
         return StreamRun(type_, self._transport, f"{self._at}/{path}", body, _waiting(body))
 
     def _command(
         self, command: str, timeout: float | None, cwd: str | None, env: dict[str, str] | None
     ) -> dict[str, Any]:
-        return {"command": ["sh", "-c", command]} | self._circumstances(timeout, cwd, env)
+        return {"command": ["sh", "-c", values.command(command)]} | self._circumstances(timeout, cwd, env)
 
     def _code(
         self, code: str, lang: str, timeout: float | None, cwd: str | None, env: dict[str, str] | None
     ) -> dict[str, Any]:
-        return {"code": code, "language": lang} | self._circumstances(timeout, cwd, env)
+        body = {"code": values.text(code, "code"), "language": values.language(lang)}
+        return body | self._circumstances(timeout, cwd, env)
 
     def _circumstances(
         self, timeout: float | None, cwd: str | None, env: dict[str, str] | None
@@ -144,8 +153,8 @@ class ExecNamespace:
             body["folder"] = folder
         if (limit := timeout_ms(timeout)) is not None:
             body["timeout"] = math.ceil(limit)
-        if env:
-            body["env"] = dict(env)
+        if variables := values.environment(env):
+            body["env"] = variables
         return body
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from box_policy.policy.model import NetworkPolicy as PolicyModel
 from box_policy.sdk import answers, policies
 from box_policy.sdk._sync.transport import Transport
-from box_policy.sdk.concurrency import PolicyView
-from box_policy.sdk.errors import BoxError
+from box_policy.sdk.errors import BoxError, BoxNotFoundError
+from box_policy.sdk.policies import PolicyView
 from box_policy.sdk.types import NetworkPolicy, NetworkPolicyInput
 
 
@@ -60,9 +60,13 @@ class PolicyControl(PolicyView):
         return policies.shown(found)
 
     def _restore(self, before: PolicyModel) -> None:
+        if self._transport.is_deleted:
+            return  # and every policy with it
         try:
             self._put(before)
         except BoxError as error:
+            if isinstance(error, BoxNotFoundError) and error.code == "box_unknown":
+                return  # somebody else has deleted it
             raise BoxError(
                 f"the network policy could not be restored to {policies.described(before)}: {error}; "
                 f"{self._what_is()}",

@@ -27,7 +27,7 @@ class Run[T]:
     ``result`` what it said on standard error, or else on standard output.
     """
 
-    def __init__(self, type_: str) -> None:
+    def __init__(self, type_: str, timeout_ms: float | None = None) -> None:
         self.type = type_
         """``command`` or ``code``."""
         self._id = str(uuid.uuid4())
@@ -38,18 +38,19 @@ class Run[T]:
         self._exit_code: int | None = None
         self._truncated = False
         self._timed_out = False
+        self._timeout_ms = timeout_ms
         self._started = time.monotonic()
         self._compute_ms: float | None = None
 
     @classmethod
-    def of_answer(cls, type_: str, answer: Any, started: float) -> Self:
-        """The run that an answer tells of.
+    def of_answer(cls, type_: str, answer: Any, started: float, timeout_ms: float | None) -> Self:
+        """The run that an answer tells of. Its own timeout was ``timeout_ms``, if it had one.
 
         Raises:
             BoxError: it tells of none.
         """
         answer = answers.as_object(answer)
-        run = cls(type_)
+        run = cls(type_, timeout_ms)
         run._started = started
         run._stdout = answers.text(answer, "output")
         run._stderr = answers.text(answer, "error")
@@ -121,7 +122,11 @@ class Run[T]:
         raise unsupported("run.logs()", "what a program writes is in run.stdout and run.stderr")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.type}: {self._status}, exit code {self._exit_code}>"
+        killed = ""
+        if self._timed_out:
+            timeout = "timeout" if self._timeout_ms is None else f"timeout of {self._timeout_ms:g} ms"
+            killed = f" (killed: its {timeout} was over)"
+        return f"<{type(self).__name__} {self.type}: {self._status}, exit code {self._exit_code}{killed}>"
 
     def _end(self, code: int) -> None:
         self._exit_code = code
@@ -136,8 +141,10 @@ class StreamRun[T](Run[T]):
     program end, and ``status`` become ``detached``.
     """
 
-    def __init__(self, type_: str, transport: Transport, path: str, body: object, at_least_ms: float) -> None:
-        super().__init__(type_)
+    def __init__(
+        self, type_: str, transport: Transport, path: str, body: dict[str, Any], at_least_ms: float
+    ) -> None:
+        super().__init__(type_, body.get("timeout"))
         self._transport = transport
         self._response: httpx.Response | None = None
         self._cancelled = self._closed = False

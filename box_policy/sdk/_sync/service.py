@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Unpack
 
-from box_policy.sdk import answers, options
+from box_policy.sdk import answers, options, values
 from box_policy.sdk._sync.transport import Transport
 from box_policy.sdk.connection import segment
 from box_policy.sdk.types import BoxConnectionOptions, BoxData, ListOptions
@@ -59,7 +59,7 @@ class ServiceCalls:
         checked = options.connecting("Box.set_env", options_)
         path = f"{_VARIABLES}/{segment(key, 'name of a variable')}"
         with _service(checked) as transport:
-            transport.request("PUT", path, body={"value": value})
+            transport.request("PUT", path, body={"value": values.text(value, "value")})
 
     @classmethod
     def list_env(cls, **options_: Unpack[BoxConnectionOptions]) -> dict[str, str]:
@@ -81,8 +81,9 @@ class ServiceCalls:
     def set_all_env(cls, vars: dict[str, str], **options_: Unpack[BoxConnectionOptions]) -> None:
         """Replace them all."""
         checked = options.connecting("Box.set_all_env", options_)
+        body = {"env_vars": values.environment(vars, "vars") or {}}
         with _service(checked) as transport:
-            transport.request("PUT", _VARIABLES, body={"env_vars": vars})
+            transport.request("PUT", _VARIABLES, body=body)
 
 
 @contextmanager

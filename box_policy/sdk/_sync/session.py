@@ -65,6 +65,7 @@ class ExecSessionHandle:
         Raises:
             BoxError: it could not be started.
         """
+        transport.check_open()
         seconds = transport.timeout_seconds
         # One limit for all of it: a service that says this and that, but never starts, would have no end.
         end = None if seconds is None else time.monotonic() + seconds

@@ -10,9 +10,9 @@ from typing import IO, Any, Final
 import httpx
 
 from box_policy.sdk import answers
-from box_policy.sdk.concurrency import Clients
+from box_policy.sdk.clients import Clients
 from box_policy.sdk.connection import target
-from box_policy.sdk.errors import BoxError
+from box_policy.sdk.errors import BoxError, BoxNotFoundError
 from box_policy.sdk.failures import check_running, failures, timed_out
 
 log = logging.getLogger("box_policy.sdk")
@@ -40,6 +40,8 @@ class Transport:
         self._clients = Clients(self._client)
         self.is_closed = False
         """Whether requests are refused, since :meth:`aclose` was called."""
+        self.is_deleted = False
+        """Whether the one box that this leads to has been deleted from here."""
 
     @property
     def timeout_seconds(self) -> float | None:
@@ -109,6 +111,26 @@ class Transport:
         with failures(self.target, self.timeout_ms):
             yield from response.iter_bytes()
 
+    def check_there(self) -> None:
+        """Accept a box that has not been deleted from here.
+
+        Raises:
+            BoxNotFoundError: it has.
+        """
+        if self.is_deleted:
+            raise BoxNotFoundError("this box was deleted")
+
+    def check_open(self) -> None:
+        """Accept that something is asked of the service.
+
+        Raises:
+            BoxNotFoundError: the box has been deleted from here.
+            BoxError: the connections were closed.
+        """
+        self.check_there()
+        if self.is_closed:
+            raise BoxError("this box object is closed; get the box again with Box.get()")
+
     def close(self) -> None:
         """Close all connections. Requests are refused from now on."""
         self.is_closed = True
@@ -130,8 +152,7 @@ class Transport:
     def _open(
         self, method: str, path: str, limit_ms: float | None, *, headers: dict[str, str], **form: Any
     ) -> httpx.Response:
-        if self.is_closed:
-            raise BoxError("this box object is closed; get the box again with Box.get()")
+        self.check_open()
         check_running(self.target)
         if self._debug:
             log.debug("%s %s", method, path)
