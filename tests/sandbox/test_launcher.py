@@ -168,7 +168,7 @@ async def test_the_zygote_runs_the_package_of_its_caller(tmp_path: Path) -> None
         sys.executable,
         "-c",
         code,
-        env={"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
         cwd="/",
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -75,7 +75,9 @@ async def line_of(box: NamespaceBox, source: str) -> str:
 async def test_inotify_instances(launcher: NamespaceLauncher, user: str) -> None:
     host = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
     most = min(32, host // 4)
-    boxes = [await launcher.create(BoxSpec(str(number))) for number in range(5 if user == "caller" else 1)]
+    # Those of a normal user have that user's together.
+    count = 5 if user == "caller" and os.geteuid() == 0 else 1
+    boxes = [await launcher.create(BoxSpec(str(number))) for number in range(count)]
     try:
         for box in boxes:
             assert await line_of(box, INOTIFY) == f"{most} {errno.EMFILE}\n"
