@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,7 +19,6 @@ from box_policy.audit.sinks import Sink
 from box_policy.audit.stream import InvalidEventId, Reader, RecordStream
 from box_policy.control.http.answers import (
     ApiError,
-    internal_error,
     issues,
     json_response,
     rendered_response,
@@ -28,6 +26,7 @@ from box_policy.control.http.answers import (
 from box_policy.control.http.bodies import BODY_TIMEOUT, Bodies, Body, parse_if_match
 from box_policy.control.http.events import Events
 from box_policy.control.http.explanations import explain
+from box_policy.control.http.failures import HANDLERS, answered
 from box_policy.control.http.json_text import render_json
 from box_policy.control.http.openapi import document
 from box_policy.control.http.pace import Pace
@@ -113,12 +112,7 @@ def make_app(
             Route("/metrics", api.metrics),
             Route("/openapi.json", api.openapi),
         ],
-        exception_handlers={
-            ApiError: _on_api_error,
-            UnknownBoxError: _on_unknown_box,
-            HTTPException: _on_http_error,
-            Exception: _on_fault,
-        },
+        exception_handlers={**HANDLERS, UnknownBoxError: _on_unknown_box},
     )
     app.router.redirect_slashes = False  # a redirect would repeat the Host that the client sent
     return app
@@ -305,22 +299,5 @@ def _entity_tag(in_force: InForce) -> dict[str, str]:
     return {"etag": f'"{in_force.generation}"'}
 
 
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    return error.response() if isinstance(error, ApiError) else internal_error().response()
-
-
 async def _on_unknown_box(request: Request, error: Exception) -> Response:
-    return ApiError("box_unknown", str(error)).response()
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException) and error.status_code == 404:
-        return ApiError("not_found", "there is nothing at this path").response()
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        message = "this path takes other methods, which the header Allow lists"
-        return ApiError("method_not_allowed", message, headers=error.headers).response()
-    return internal_error().response()
-
-
-async def _on_fault(request: Request, error: Exception) -> Response:
-    return internal_error().response()
+    return answered(request, ApiError("box_unknown", str(error)))

@@ -164,6 +164,17 @@ _CIDRS = AfterValidator(_each(canonical_cidr))
 _VERCEL_DOMAINS = AfterValidator(_each(_vercel_pattern))
 
 
+def check_few_keys(value: object, most: int) -> object:
+    """``value``, unless it is a mapping of more keys: each unknown one would be an issue of its own.
+
+    Raises:
+        ValueError: it is.
+    """
+    if isinstance(value, Mapping) and len(value) > most:
+        raise ValueError(f"more than {most} keys, most of them unknown")
+    return value
+
+
 class _Form(BaseModel):
     """A mapping of few keys, all of them known."""
 
@@ -172,9 +183,7 @@ class _Form(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_keys(cls, value: object) -> object:
-        if isinstance(value, Mapping) and len(value) > MAX_KEYS:
-            raise ValueError(f"more than {MAX_KEYS} keys, most of them unknown")
-        return value
+        return check_few_keys(value, MAX_KEYS)
 
 
 class VercelSubnets(_Form):

@@ -4,13 +4,13 @@ import asyncio
 from typing import Final
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from box_policy.control.http.answers import ApiError, internal_error, json_response
 from box_policy.control.http.bodies import Body
+from box_policy.control.http.failures import HANDLERS, answered
 from box_policy.policy.model import NetworkPolicy
 from box_policy.sandbox.launcher import BoxPausedError, SandboxError
 from box_policy.service.box import ServedBox
@@ -30,8 +30,6 @@ from box_policy.service.requests import (
     Variables,
     check_variable,
 )
-
-PREFIX: Final = "/v2/"
 
 _NOT_OURS: Final = {
     "browser": "browsers",
@@ -54,13 +52,11 @@ def make_service_app(context: Context) -> Starlette:
     app = Starlette(
         routes=_routes(context, api),
         exception_handlers={
-            ApiError: _on_api_error,
+            **HANDLERS,
             OSError: _on_file_error,
             SandboxError: api.on_sandbox_error,
             TooManyProgramsError: _on_too_many_programs,
             ClientGoneError: _on_nobody,
-            HTTPException: _on_http_error,
-            Exception: _on_fault,
         },
     )
     app.router.redirect_slashes = False  # a redirect would repeat the Host that the client sent
@@ -151,8 +147,7 @@ class _Api:
 
     async def add_label(self, request: Request) -> Response:
         box = self._context.box(request)
-        async with self._bodies.read(request) as body:
-            label = AddLabel.parse(body.value).label
+        label = (await self._context.asked(request, AddLabel)).label
         if label not in box.labels:
             if len(box.labels) >= MAX_LABELS:
                 raise service_error("request_invalid", f"a box has at most {MAX_LABELS} labels")
@@ -173,8 +168,7 @@ class _Api:
         box = self._context.box(request)
         if request.method == "GET":
             return json_response({"snapshots": [one.fields() for one in snapshots.of_box(box.id)]})
-        async with self._bodies.read(request) as body:
-            name = TakeSnapshot.parse(body.value).name
+        name = (await self._context.asked(request, TakeSnapshot)).name
         with box.used():
             taken = await while_connected(request.receive, self._boxes.take_snapshot(box, name))
         return json_response(taken.fields(), 201)
@@ -191,11 +185,7 @@ class _Api:
         wanted = parameters(request, {"all"}).get("all")
         if wanted not in (None, "true"):
             raise service_error("request_invalid", "all is true, or left out")
-        if wanted == "true":
-            ids = snapshots.ids()
-        else:
-            async with self._bodies.read(request) as body:
-                ids = list(dict.fromkeys(Ids.parse(body.value).ids))
+        ids = snapshots.ids() if wanted == "true" else (await self._context.asked(request, Ids)).distinct
         for one in ids:
             snapshots.get(one)  # all or none
         for one in ids:
@@ -204,8 +194,7 @@ class _Api:
 
     async def variables(self, request: Request) -> Response:
         if request.method == "PUT":
-            async with self._bodies.read(request) as body:
-                self._boxes.environment = dict(Variables.parse(body.value).env_vars)
+            self._boxes.environment = dict((await self._context.asked(request, Variables)).env_vars)
         return json_response({"env_vars": self._boxes.environment})
 
     async def variable(self, request: Request) -> Response:
@@ -213,8 +202,7 @@ class _Api:
         if request.method == "DELETE":
             self._boxes.environment.pop(name, None)
             return json_response({})
-        async with self._bodies.read(request) as body:
-            value = Variable.parse(body.value).value
+        value = (await self._context.asked(request, Variable)).value
         self._boxes.environment = dict(
             Variables.parse({"env_vars": self._boxes.environment | {name: value}}).env_vars
         )
@@ -223,13 +211,13 @@ class _Api:
     async def on_sandbox_error(self, request: Request, error: Exception) -> Response:
         """What is said of a box that could not do what was asked of it."""
         if isinstance(error, BoxPausedError):
-            return service_error("box_paused", str(error)).response(flat=True)
+            return answered(request, service_error("box_paused", str(error)))
         if "box" in request.path_params:
             try:
                 self._context.box(request)
             except ApiError as gone:
-                return gone.response(flat=True)
-        return service_error("box_failed", str(error)).response(flat=True)
+                return answered(request, gone)
+        return answered(request, service_error("box_failed", str(error)))
 
     async def _create(self, request: Request, *, from_snapshot: bool) -> Response:
         async with self._bodies.read(request) as body:
@@ -246,8 +234,7 @@ class _Api:
         return json_response(self._fields(box), 201)
 
     async def _delete_boxes(self, request: Request) -> Response:
-        async with self._bodies.read(request) as body:
-            ids = list(dict.fromkeys(Ids.parse(body.value).ids))
+        ids = (await self._context.asked(request, Ids)).distinct
         boxes = [self._boxes.get(one) for one in ids]  # all or none
         await asyncio.gather(*(self._boxes.delete(box) for box in boxes))
         return json_response({"deleted": len(boxes), "ids": [box.id for box in boxes]})
@@ -271,34 +258,13 @@ async def _not_ours(request: Request) -> Response:
     raise service_error("not_supported", f"this service does not have {_NOT_OURS[word]}")
 
 
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    return error.response(flat=True) if isinstance(error, ApiError) else _fault()
-
-
 async def _on_file_error(request: Request, error: Exception) -> Response:
-    return file_error(error).response(flat=True) if isinstance(error, OSError) else _fault()
+    return answered(request, file_error(error) if isinstance(error, OSError) else internal_error())
 
 
 async def _on_too_many_programs(request: Request, error: Exception) -> Response:
-    return service_error("too_many_programs", str(error)).response(flat=True)
+    return answered(request, service_error("too_many_programs", str(error)))
 
 
 async def _on_nobody(request: Request, error: Exception) -> Response:
     return Response()  # which nobody reads
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException) and error.status_code == 404:
-        return ApiError("not_found", "there is nothing at this path").response(flat=True)
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        message = "this path takes other methods, which the header Allow lists"
-        return ApiError("method_not_allowed", message, headers=error.headers).response(flat=True)
-    return _fault()
-
-
-async def _on_fault(request: Request, error: Exception) -> Response:
-    return _fault()
-
-
-def _fault() -> Response:
-    return internal_error().response(flat=True)

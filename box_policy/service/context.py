@@ -14,6 +14,7 @@ from box_policy.service.box import ServedBox
 from box_policy.service.boxes import Boxes
 from box_policy.service.budget import Budget
 from box_policy.service.errors import service_error
+from box_policy.service.requests import RequestBody
 
 MAX_KEPT: Final = 512 << 20
 """Bytes of answers that all clients together may have held for them."""
@@ -37,6 +38,11 @@ class Context:
     def box(self, request: HTTPConnection) -> ServedBox:
         """The box that the path names, by id or name. Raises ApiError."""
         return self.boxes.get(request.path_params["box"])
+
+    async def asked[Kind: RequestBody](self, request: Request, kind: type[Kind]) -> Kind:
+        """What the body of a request asks for. Raises ApiError."""
+        async with self.bodies.read(request) as body:
+            return await body.work(kind.parse, body.value)
 
 
 def parameters(request: Request, known: Collection[str]) -> dict[str, str]:

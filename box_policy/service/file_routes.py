@@ -142,24 +142,21 @@ class _Files:
 
     async def mkdir(self, request: Request) -> Response:
         box = self._context.box(request)
-        async with self._bodies.read(request) as body:
-            asked = MakeDirectory.parse(body.value)
+        asked = await self._context.asked(request, MakeDirectory)
         with box.used():
             await box.sandbox.files.mkdir(box.resolve(asked.path), parents=asked.parents)
         return json_response({})
 
     async def rename(self, request: Request) -> Response:
         box = self._context.box(request)
-        async with self._bodies.read(request) as body:
-            asked = Rename.parse(body.value)
+        asked = await self._context.asked(request, Rename)
         with box.used():
             await box.sandbox.files.rename(box.resolve(asked.source), box.resolve(asked.target))
         return json_response({})
 
     async def remove(self, request: Request) -> Response:
         box = self._context.box(request)
-        async with self._bodies.read(request) as body:
-            asked = Remove.parse(body.value)
+        asked = await self._context.asked(request, Remove)
         with box.used():
             await box.sandbox.files.remove(box.resolve(asked.path), recursive=asked.recursive)
         return json_response({})

@@ -37,13 +37,11 @@ def program_routes(context: Context, box: str) -> list[BaseRoute]:
 class _Programs:
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._bodies = context.bodies
         self._slots = Slots()
 
     async def command(self, request: Request) -> Response:
         box = self._context.box(request)
-        async with self._bodies.read(request) as body:
-            asked = Command.parse(body.value)
+        asked = await self._context.asked(request, Command)
         box.check_awake()
 
         async def answer(held: AsyncExitStack, receive: Receive) -> Response:
@@ -54,8 +52,7 @@ class _Programs:
 
     async def code(self, request: Request) -> Response:
         box = self._context.box(request)
-        async with self._bodies.read(request) as body:
-            asked = Code.parse(body.value)
+        asked = await self._context.asked(request, Code)
         box.check_awake()
 
         async def answer(held: AsyncExitStack, receive: Receive) -> Response:
@@ -67,16 +64,14 @@ class _Programs:
 
     async def stream_command(self, request: Request) -> Response:
         box = self._context.box(request)
-        async with self._bodies.read(request) as body:
-            asked = Command.parse(body.value)
+        asked = await self._context.asked(request, Command)
         held = AsyncExitStack()
         held.enter_context(box.busy())
         return await self._stream(request, box, asked.command, asked, held)
 
     async def stream_code(self, request: Request) -> Response:
         box = self._context.box(request)
-        async with self._bodies.read(request) as body:
-            asked = Code.parse(body.value)
+        asked = await self._context.asked(request, Code)
         async with AsyncExitStack() as stack:
             stack.enter_context(box.busy())
             argv = await stack.enter_async_context(prepared(box.sandbox, asked.code, asked.language))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from box_policy.control.http.answers import ApiError
+from box_policy.policy.model import check_few_keys
 from box_policy.policy.quoting import quoted
 from box_policy.service.errors import service_error
 
@@ -77,7 +78,7 @@ type Labels = Annotated[list[Label], Field(max_length=MAX_LABELS), AfterValidato
 type Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT, allow_inf_nan=False)]
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
     """A request's body. An unknown key is an error: what is asked for is done, or refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -85,9 +86,7 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _few_keys(cls, value: object) -> object:
-        if isinstance(value, Mapping) and len(value) > _MAX_KEYS:
-            raise ValueError(f"more than {_MAX_KEYS} keys, most of them unknown")
-        return value
+        return check_few_keys(value, _MAX_KEYS)
 
     @classmethod
     def parse(cls, value: object) -> Self:
@@ -102,7 +101,7 @@ class _Request(BaseModel):
             raise _refusal(error) from None
 
 
-class CreateBox(_Request):
+class CreateBox(RequestBody):
     """A new box."""
 
     name: Annotated[str, AfterValidator(_name)] | None = None
@@ -130,7 +129,7 @@ class CreateBox(_Request):
         return value
 
 
-class Command(_Request):
+class Command(RequestBody):
     """A program to run."""
 
     command: Annotated[list[Text], Field(min_length=1, max_length=4096)]
@@ -140,7 +139,7 @@ class Command(_Request):
     env: Environment = {}
 
 
-class Code(_Request):
+class Code(RequestBody):
     """A piece of code to run."""
 
     code: Annotated[str, AfterValidator(_text)]
@@ -151,7 +150,7 @@ class Code(_Request):
     env: Environment = {}
 
 
-class WriteFile(_Request):
+class WriteFile(RequestBody):
     """A file to write."""
 
     path: Annotated[Text, Field(min_length=1)]
@@ -159,52 +158,57 @@ class WriteFile(_Request):
     encoding: Literal["utf-8", "utf8", "base64"] | None = None
 
 
-class MakeDirectory(_Request):
+class MakeDirectory(RequestBody):
     """A directory to make."""
 
     path: Annotated[Text, Field(min_length=1)]
     parents: bool = False
 
 
-class Rename(_Request):
+class Rename(RequestBody):
     """A file to move."""
 
     source: Annotated[Text, Field(min_length=1, alias="from")]
     target: Annotated[Text, Field(min_length=1, alias="to")]
 
 
-class Remove(_Request):
+class Remove(RequestBody):
     """A file to remove."""
 
     path: Annotated[Text, Field(min_length=1)]
     recursive: bool = False
 
 
-class TakeSnapshot(_Request):
+class TakeSnapshot(RequestBody):
     """A snapshot to take."""
 
     name: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_text)]
 
 
-class AddLabel(_Request):
+class AddLabel(RequestBody):
     """A label to put on a box."""
 
     label: Label
 
 
-class Ids(_Request):
+class Ids(RequestBody):
     """Boxes or snapshots to delete. Never none: a list that came out empty must not mean all."""
 
     ids: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=10_000)]
 
+    @property
+    def distinct(self) -> list[str]:
+        """Each once, in their order."""
+        return list(dict.fromkeys(self.ids))
 
-class Variable(_Request):
+
+class Variable(RequestBody):
     """The value of a variable for every box to come."""
 
     value: Text
 
 
-class Variables(_Request):
+class Variables(RequestBody):
     """All variables for every box to come."""
 
     env_vars: Environment

@@ -9,12 +9,13 @@ from typing import Final
 from box_policy.audit.sinks import Audit
 from box_policy.control.endpoint import Bounds
 from box_policy.control.http.address import ListeningAddress
+from box_policy.control.http.answers import SERVICE_PATHS
 from box_policy.control.plane import ControlPlane
 from box_policy.gate.embedded import EmbeddedGate
 from box_policy.gate.gate import Settings
 from box_policy.policy.model import NetworkPolicy
 from box_policy.sandbox.launcher import Launcher
-from box_policy.service.api import PREFIX, make_service_app
+from box_policy.service.api import make_service_app
 from box_policy.service.boxes import MAX_BOXES, Boxes
 from box_policy.service.context import Context
 from box_policy.service.runtimes import Runtimes
@@ -77,7 +78,7 @@ class Service:
             ControlError: the endpoint can't be had like this. The message says what to do.
         """
         app = make_service_app(Context(self.boxes))
-        address = self._plane.listen(address, key, beside={PREFIX: app}, bounds=_BOUNDS)
+        address = self._plane.listen(address, key, beside={SERVICE_PATHS: app}, bounds=_BOUNDS)
         self._gate.start()
         self._plane.start()
         return address

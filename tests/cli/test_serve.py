@@ -5,8 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from box_policy.cli.main import app
+from tests.service.conftest import until
 
 COMMAND = [sys.executable, "-m", "box_policy", "serve"]
 KEY = "0123456789abcdef"
@@ -23,13 +23,6 @@ PATIENCE = 20.0
 def started(*options: str, **variables: str | None) -> Result:
     """What comes of a start that fails."""
     return CliRunner().invoke(app, ["serve", *options], env={"BOX_POLICY_API_KEY": None, **variables})
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.01)
 
 
 class TestRefusals:

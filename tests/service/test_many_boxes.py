@@ -48,11 +48,11 @@ def test_none_gets_another_s_verdict(service: Server, lab: Lab) -> None:
     with ThreadPoolExecutor(WORKERS) as pool:
         boxes = list(pool.map(create, range(BOXES)))
         said = list(pool.map(run, range(BOXES)))
-    for number, lines in enumerate(said):
-        names = [f"own{(number + turn % 3) % BOXES}.test" for turn in range(6)]
-        assert lines == [f"{name} {'yes' if name == names[0] else 'no'}" for name in names]
     for request in lab.requests():
         came_from = re.fullmatch(r"/from/(\d+)", request.target)
         assert came_from is not None
         assert request.header("Host") == f"own{came_from[1]}.test", "the origin saw what was not allowed"
     assert len(lab.requests()) == 2 * BOXES
+    for number, lines in enumerate(said):
+        names = [f"own{(number + turn % 3) % BOXES}.test" for turn in range(6)]
+        assert lines == [f"{name} {'yes' if name == names[0] else 'no'}" for name in names]

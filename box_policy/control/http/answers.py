@@ -21,7 +21,7 @@ SAFE_HEADERS: Final = ((b"cache-control", b"no-store"), (b"x-content-type-option
 CLOSE: Final = (b"connection", b"close")
 """What an answer has after which the connection ends."""
 
-_SERVICE: Final = "/v2/"
+SERVICE_PATHS: Final = "/v2/"
 """What the paths of the service begin with."""
 _FAILED: Final = 1011
 """The code of a websocket that ends since the server has failed (RFC 6455, section 7.4.1)."""
@@ -100,7 +100,7 @@ class ApiError(Exception):
 
 def is_of_service(path: str) -> bool:
     """Is it a path of the service, and not of the control API?"""
-    return path.startswith(_SERVICE)
+    return path.startswith(SERVICE_PATHS)
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
