@@ -49,6 +49,8 @@ class Outcome(StrEnum):
 class Protocol(StrEnum):
     TCP = "tcp"
     TLS = "tls"
+    POSTGRESQL = "postgresql"
+    """TLS that PostgreSQL's SSLRequest has begun."""
     HTTP = "http"
     DNS = "dns"
 

@@ -20,6 +20,7 @@ from box_policy.policy.rules import Verdict
 from box_policy.wire.alerts import ACCESS_DENIED, INTERNAL_ERROR, fatal_alert
 from box_policy.wire.client_hello import ClientHello, ClientHelloReader, Fault, Malformed
 from box_policy.wire.first_bytes import Start, classify
+from box_policy.wire.postgresql import ACCEPTED, SSL_REQUEST
 
 if TYPE_CHECKING:
     from box_policy.gate.lane import Lane
@@ -108,20 +109,37 @@ class Arrival:
         if hello is None or self._done:
             return
         result = hello.feed(data)  # keeps all bytes, whatever the protocol turns out to be
-        match classify(hello.received):
-            case Start.NEED_MORE:
-                pass
-            case Start.TLS:
+        start = classify(hello.received)
+        if start is Start.TLS:
+            if self._claim.protocol is Protocol.TCP:
                 self._claim.protocol = Protocol.TLS
-                if isinstance(result, ClientHello):
-                    self._judge_hello(result)
-                elif isinstance(result, Malformed):
-                    self._deny(Verdict.denied(_FAULTS[result.fault]), detail=result.detail)
-            case Start.HTTP:
-                self._hand_over(bytes(hello.received))
-            case Start.POSTGRESQL | Start.OTHER:
-                detail = f"starts with {escape_name(bytes(hello.received[:16]))}"
-                self._deny(Verdict.denied(Reason.PROTOCOL_UNKNOWN), detail=detail)
+            if isinstance(result, ClientHello):
+                self._judge_hello(result)
+            elif isinstance(result, Malformed):
+                self._deny(Verdict.denied(_FAULTS[result.fault]), detail=result.detail)
+        elif start is Start.NEED_MORE:
+            pass
+        elif self._claim.protocol is Protocol.POSTGRESQL:
+            self._deny(Verdict.denied(Reason.HELLO_INVALID), detail="no TLS behind the SSLRequest")
+        elif start is Start.HTTP:
+            self._hand_over(bytes(hello.received))
+        elif start is Start.POSTGRESQL and hello.received == SSL_REQUEST:
+            self._accept_ssl_request()
+        else:
+            # Also an SSLRequest with bytes behind it: no client goes on before it is answered, and what came
+            # in the clear must not be taken for the start of what is encrypted (CVE-2021-23214).
+            detail = f"starts with {escape_name(bytes(hello.received[:16]))}"
+            self._deny(Verdict.denied(Reason.PROTOCOL_UNKNOWN), detail=detail)
+
+    def _accept_ssl_request(self) -> None:
+        """PostgreSQL's client has to hear that there will be TLS before it says to whom. The upstream is
+        asked for the same before anything else is sent there."""
+        self._claim.protocol = Protocol.POSTGRESQL
+        self._hello = ClientHelloReader()
+        try:
+            self._sock.send(ACCEPTED)  # one byte into an empty buffer
+        except OSError:
+            self._end(Verdict.denied(Reason.CLIENT_GONE))
 
     def _judge_hello(self, hello: ClientHello) -> None:
         claim = self._claim
@@ -186,7 +204,7 @@ class Arrival:
         """Say no in the client's own protocol, as far as that is known."""
         if self._done:
             return
-        if self._claim.protocol is Protocol.TLS and verdict.reason is not Reason.CLIENT_GONE:
+        if self._claim.speaks_tls and verdict.reason is not Reason.CLIENT_GONE:
             self._lane.audit(self._claim.decision(verdict, detail=detail))
             self._leave()
             Farewell(self._lane, self._sock, self._claim.box, fatal_alert(alert)).begin()

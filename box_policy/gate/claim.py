@@ -33,6 +33,11 @@ class Claim:
     number: int = field(default_factory=next_connection)
     accepted: float = field(default_factory=time.monotonic)
 
+    @property
+    def speaks_tls(self) -> bool:
+        """The client can be told why it is refused, by an alert."""
+        return self.protocol in (Protocol.TLS, Protocol.POSTGRESQL)
+
     def decision(self, verdict: Verdict, *, dialled: Address | None = None, detail: str = "") -> Record:
         """The record of a verdict on this claim."""
         if verdict.dropped and not detail:

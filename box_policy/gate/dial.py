@@ -7,18 +7,19 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from box_policy.audit.records import Protocol
+from box_policy.audit.records import Protocol, escape_name
 from box_policy.gate.claim import Claim
 from box_policy.gate.farewell import Farewell
 from box_policy.gate.overheard import Overheard
 from box_policy.gate.own_addresses import address_family
-from box_policy.gate.poller import ERROR, HANG_UP, QUIET, WRITE
+from box_policy.gate.poller import ERROR, HANG_UP, QUIET, READ, WRITE
 from box_policy.gate.relay import Pair
 from box_policy.gate.reset import reset
 from box_policy.policy.addresses import Address
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import Verdict
 from box_policy.wire.alerts import INTERNAL_ERROR, fatal_alert
+from box_policy.wire.postgresql import ACCEPTED, SSL_REQUEST
 
 if TYPE_CHECKING:
     from box_policy.gate.lane import Lane
@@ -33,8 +34,8 @@ class Dial:
     """Connects to the addresses of a verdict, one after the other, as literals. Owns both sockets."""
 
     __slots__ = (
-        "_addresses", "_claim", "_client", "_done", "_error", "_lane", "_received", "_server",
-        "_watcher", "first", "target",
+        "_addresses", "_asked_for_tls", "_claim", "_client", "_done", "_error", "_lane", "_received",
+        "_server", "_watcher", "first", "target",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +49,7 @@ class Dial:
         self._received = received
         self._addresses = in_dialling_order(verdict.addresses, claim.destination.address)[:MAX_TRIED]
         self._server: socket.socket | None = None
+        self._asked_for_tls = False
         self._error = ""
         self._watcher = _ClientWatcher(self)
         self._done = False
@@ -72,6 +74,10 @@ class Dial:
         code = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             self._give_up_address(code)
+        elif self._asked_for_tls:
+            self._hear_about_tls(server)
+        elif events & WRITE and self._claim.protocol is Protocol.POSTGRESQL:
+            self._ask_for_tls(server)
         elif events & WRITE:
             self._connected(server)
 
@@ -122,10 +128,31 @@ class Dial:
             self._server = None
         self._fail()
 
-    def _give_up_address(self, code: int) -> None:
+    def _ask_for_tls(self, server: socket.socket) -> None:
+        """PostgreSQL: the client's hello goes up only behind an answer that there will be TLS."""
+        self._asked_for_tls = True
+        server.send(SSL_REQUEST)  # a few bytes into an empty buffer: taken whole, or the connection is broken
+        self._lane.poller.watch(server.fileno(), READ, self)
+        self._lane.connecting.stop(self)
+        self._lane.connecting.start(self, self._lane.poller.now)
+
+    def _hear_about_tls(self, server: socket.socket) -> None:
+        try:
+            answer = server.recv(len(ACCEPTED) + 1)  # behind the answer there must be nothing yet
+        except BlockingIOError:
+            return
+        if answer == ACCEPTED:
+            self._connected(server)
+            return
+        self._addresses.clear()  # it was reached, and it has answered
+        said = f"answered the SSLRequest with {escape_name(answer)}" if answer else "closed the connection"
+        self._give_up_address(errno.EPROTO, f"the server {said}")
+
+    def _give_up_address(self, code: int, error: str = "") -> None:
         if self._done:
             return
-        self._error = f"{self.target}: {os.strerror(code)}"
+        self._error = f"{self.target}: {error or os.strerror(code)}"
+        self._asked_for_tls = False
         self._lane.connecting.stop(self)
         if self._server is not None:
             self._lane.poller.unregister(self._server.fileno())
@@ -147,7 +174,7 @@ class Dial:
     def _fail(self) -> None:
         """No address is left: the client is told that it isn't the policy's doing."""
         self._leave()
-        if self._claim.protocol is Protocol.TLS:
+        if self._claim.speaks_tls:
             Farewell(self._lane, self._client, self._claim.box, fatal_alert(INTERNAL_ERROR)).begin()
         else:
             reset(self._client)

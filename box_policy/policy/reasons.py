@@ -55,7 +55,7 @@ class Reason(StrEnum):
     HOST_MISMATCH = "host_mismatch"
     """The request names two hosts, or a port other than the connection's."""
     PROTOCOL_UNKNOWN = "protocol_unknown"
-    """Neither TLS, HTTP nor PostgreSQL: no name to judge."""
+    """Neither TLS, HTTP nor PostgreSQL over TLS: no name to judge."""
     QUESTION_INVALID = "question_invalid"
     """Not one well-formed DNS question."""
     TIMEOUT = "timeout"

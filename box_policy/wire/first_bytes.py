@@ -8,8 +8,7 @@ recognised is ``OTHER``, which names no host and can therefore not be allowed by
 import re
 from enum import Enum
 
-POSTGRESQL_SSL_REQUEST = bytes.fromhex("0000000804d2162f")
-"""Length 8 and request code 80877103 (PostgreSQL, "Message Formats": SSLRequest)."""
+from box_policy.wire.postgresql import SSL_REQUEST
 
 MAX_FIRST_BYTES = 32
 """No start needs more bytes than this to be told."""
@@ -48,8 +47,8 @@ def classify(data: bytes | bytearray | memoryview) -> Start:
         return Start.TLS if start[1] == _TLS_MAJOR_VERSION else Start.OTHER
     if _HTTP_START.match(start):
         return Start.HTTP
-    if start.startswith(POSTGRESQL_SSL_REQUEST):
+    if start.startswith(SSL_REQUEST):
         return Start.POSTGRESQL
-    if POSTGRESQL_SSL_REQUEST.startswith(start) or _HTTP_START_SO_FAR.match(start):
+    if SSL_REQUEST.startswith(start) or _HTTP_START_SO_FAR.match(start):
         return Start.NEED_MORE
     return Start.OTHER

@@ -171,6 +171,7 @@ class Line:
     def __init__(self, attacker: Attacker, number: int) -> None:
         self._attacker = attacker
         self.number = number
+        self._reset = False
         self.error: str | None = None
         """Why there is no connection, or no handshake: an error's name."""
 
@@ -179,6 +180,7 @@ class Line:
         result = await self._attacker.do(
             "send", line=self.number, data=_text(data), segment=segment, pause=pause, timeout=PATIENCE
         )
+        self._reset |= result.get("error") in ("ECONNRESET", "EPIPE")
         return result.get("error")
 
     async def read(
@@ -190,7 +192,9 @@ class Line:
         )
         if "error" in result:
             return Seen(result["error"], seconds=result["seconds"])
-        return classify(base64.b64decode(result["data"]), result["ended"], result["seconds"])
+        # The kernel tells of a reset once: to the sending, if that came later.
+        ended = "reset" if self._reset and result["ended"] == "eof" else result["ended"]
+        return classify(base64.b64decode(result["data"]), ended, result["seconds"])
 
     async def see(self, timeout: float = PATIENCE) -> Seen:
         """Read to the end and say what that was."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import queue
 import select
 import shutil
 import socket
@@ -221,6 +222,29 @@ class Lab:
             raise AssertionError(f"the origin has not seen it within {timeout} s") from error
         finally:
             loop.remove_reader(self._notices)
+
+    def listen(self, port: int) -> socket.socket:
+        """A listening socket of the test's own at the origin, on all its addresses."""
+        made: queue.SimpleQueue[socket.socket | OSError] = queue.SimpleQueue()
+
+        def make() -> None:
+            # The network namespace is a thread's property, and a socket's: this thread has no other use.
+            try:
+                self.move_to_origin()
+                made.put(socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True))
+            except OSError as error:
+                made.put(error)
+
+        threading.Thread(target=make).start()
+        sock = made.get()
+        if isinstance(sock, OSError):
+            raise sock
+        return sock
+
+    def move_to_origin(self) -> None:
+        """Move the calling thread, or a child process before its exec, into the origin's network."""
+        with open(f"/proc/{self.process_id}/ns/net", "rb") as namespace:
+            os.setns(namespace.fileno(), os.CLONE_NEWNET)
 
     def _probe[T](self, predicate: Callable[[], T]) -> T:
         # First the notices, then the look: what comes in between leaves a notice behind.

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from box_policy.wire.first_bytes import MAX_FIRST_BYTES, POSTGRESQL_SSL_REQUEST, Start, classify
+from box_policy.wire.first_bytes import MAX_FIRST_BYTES, Start, classify
+from box_policy.wire.postgresql import SSL_REQUEST
 
 STARTS = [
     (b"\x16\x03\x01\x02\x00\x01", Start.TLS),
@@ -14,7 +15,7 @@ STARTS = [
     (b"POST http://a.test/ HTTP/1.1\r\n", Start.HTTP),
     (b"VERSION-CONTROL /x HTTP/1.1\r\n", Start.HTTP),
     (b"PRI * HTTP/2.0\r\n", Start.HTTP),
-    (POSTGRESQL_SSL_REQUEST, Start.POSTGRESQL),
+    (SSL_REQUEST, Start.POSTGRESQL),
     (b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n", Start.OTHER),
     (b"\r\nGET / HTTP/1.1\r\n", Start.OTHER),
     (b"get / HTTP/1.1\r\n", Start.OTHER),
