@@ -79,7 +79,7 @@ class Agent:
         sock, until = self.sockets[line], base64.b64decode(until or "")
         deadline, data, ended = time.monotonic() + timeout, b"", None
         while ended is None:
-            if size is not None and len(data) >= size or until and until in data:
+            if (size is not None and len(data) >= size) or (until and until in data):
                 break
             left = deadline - time.monotonic()
             if left <= 0:
@@ -203,7 +203,7 @@ class Agent:
             stderr=subprocess.STDOUT,
             timeout=timeout,
             env=dict(os.environ, **(environment or {})),
-            universal_newlines=True,
+            text=True,
             errors="replace",
         )
         return {"status": done.returncode, "output": done.stdout}

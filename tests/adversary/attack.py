@@ -29,7 +29,7 @@ _NAMED: Final = frozenset({plan.ALLOWED4, plan.ALLOWED6, plan.WILDCARD4, plan.SH
 """The addresses of the allowed names, in the default zone."""
 _NAME_SERVERS: Final = frozenset({plan.NAMESERVER4, plan.NAMESERVER6})
 _OWN_PORTS: Final = frozenset({22, 80, 443, 8081, 9418})
-"""Ports of the gate's own host at which no gate has any business: what is dialled there was asked for in the box."""
+"""Ports of its own host at which no gate has any business: what is dialled there was asked for in the box."""
 
 
 class Outcome(StrEnum):
@@ -48,7 +48,7 @@ class Outcome(StrEnum):
 type Act = Callable[[Attacker], Awaitable[Seen | None]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Attack:
     """One thing that a hostile program does. ``act`` puts the attacker's nonce into what it sends."""
 
@@ -95,8 +95,10 @@ async def judge(lab: Lab, attack: Attack, seen: Seen | None, nonce: str) -> Repo
         outcome = Outcome.LEAKED
     elif attack.must_arrive and not await _arrives(lab, nonce):
         outcome = Outcome.OVER_BLOCKED
-    elif seen is not None and seen.kind == "silence" and not (
-        attack.may_be_silent or (attack.may_arrive and arrived(lab, nonce))
+    elif (
+        seen is not None
+        and seen.kind == "silence"
+        and not (attack.may_be_silent or (attack.may_arrive and arrived(lab, nonce)))
     ):
         outcome = Outcome.SILENT
     return Report(attack, outcome, seen, evidence)

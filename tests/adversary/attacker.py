@@ -6,7 +6,6 @@ import itertools
 import json
 import secrets
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -105,9 +104,7 @@ class Attacker:
         finally:
             del self._waiting[number]
 
-    async def connect(
-        self, address: str, port: int, *, timeout: float = PATIENCE, **options: Any
-    ) -> "Line":
+    async def connect(self, address: str, port: int, *, timeout: float = PATIENCE, **options: Any) -> "Line":
         """Open a connection. How that ended is in the line's ``error``."""
         line = Line(self, next(self._numbers))
         result = await self.do(
@@ -126,9 +123,7 @@ class Attacker:
         finally:
             await line.close()
 
-    async def datagram(
-        self, address: str, port: int, data: bytes, *, timeout: float = PATIENCE
-    ) -> Seen:
+    async def datagram(self, address: str, port: int, data: bytes, *, timeout: float = PATIENCE) -> Seen:
         """Send a datagram and wait for an answer, or an error."""
         result = await self.do("datagram", address=address, port=port, data=_text(data), timeout=timeout)
         if "error" in result:
@@ -142,12 +137,14 @@ class Attacker:
         return result["error"] if "error" in result else result["value"]
 
     async def program(
-        self, *argv: str, text: str | None = None, timeout: float = 20, environment: dict[str, str] | None = None
+        self,
+        *argv: str,
+        text: str | None = None,
+        timeout: float = 20,
+        environment: dict[str, str] | None = None,
     ) -> tuple[int, str]:
         """Run a program: its exit status and all that it wrote. AttackerGone if there is none."""
-        result = await self.do(
-            "program", argv=argv, text=text, timeout=timeout, environment=environment
-        )
+        result = await self.do("program", argv=argv, text=text, timeout=timeout, environment=environment)
         if "error" in result:
             raise AttackerGone(f"{argv[0]}: {result['error']}")
         return result["status"], result["output"]
@@ -183,9 +180,7 @@ class Line:
         self._reset |= result.get("error") in ("ECONNRESET", "EPIPE")
         return result.get("error")
 
-    async def read(
-        self, *, size: int | None = None, until: bytes = b"", timeout: float = PATIENCE
-    ) -> Seen:
+    async def read(self, *, size: int | None = None, until: bytes = b"", timeout: float = PATIENCE) -> Seen:
         """Read until there are so many bytes, or those, or it ends; then say what that was."""
         result = await self._attacker.do(
             "read", line=self.number, size=size, until=_text(until), timeout=timeout
