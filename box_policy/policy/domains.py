@@ -157,7 +157,7 @@ def _decodes(label: str) -> bool:
         return (
             not decoded.isascii() and decoded.encode("punycode") == encoded and all(map(_is_visible, decoded))
         )
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter, where Python 3.13 words an error about a large number
         return False
 
 
@@ -191,7 +191,7 @@ def _complaint(text: str, name: str) -> str:
     if not name:
         return f"{shown} is the root of the DNS, not a host name"
     if name.startswith("."):
-        return f'{shown} starts with a dot; for every name below it write "*{text}"'
+        return f"{shown} starts with a dot; for every name below it write {quoted('*' + text)}"
     if ".." in name or name.endswith("."):
         return f"{shown} has an empty label"
     if len(name) > MAX_NAME:
@@ -202,7 +202,7 @@ def _complaint(text: str, name: str) -> str:
             return f"{shown}: the label {quoted(label)} is longer than {MAX_LABEL} characters"
     for label in labels:
         if label.startswith("-") or label.endswith("-"):
-            return f'{shown}: the label "{label}" starts or ends with "-"'
+            return f'{shown}: the label {quoted(label)} starts or ends with "-"'
         for character in label:
             if not re.fullmatch("[a-z0-9_-]", character):
                 return f"{shown}: {_character(character)} cannot be part of a host name"

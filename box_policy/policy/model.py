@@ -59,7 +59,7 @@ class PolicyIssue:
         for step in self.location:
             if isinstance(step, int):
                 where += f"[{step}]"
-            elif not step.isidentifier():
+            elif not step.isidentifier() or quoted(step) != f'"{step}"':  # too long, or with a joiner in it
                 where += f"[{quoted(step)}]"
             else:
                 where += f".{step}" if where else step

@@ -6,7 +6,7 @@ list holds exactly one host name. The reader keeps what it has parsed: a hello t
 a time costs no more than one that arrives at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 MAX_HELLO = 64 * 1024
@@ -58,6 +58,8 @@ class ClientHello:
     alpn: tuple[bytes, ...]
     ech: bool
     """It carries Encrypted Client Hello, an older draft of it, or GREASE for it."""
+    size: int = field(default=0, compare=False)
+    """Bytes on the wire, record headers included."""
 
 
 class _Reject(Exception):
@@ -70,9 +72,12 @@ class _Reject(Exception):
 class ClientHelloReader:
     """Takes a client's bytes as they come and tells when the hello is complete."""
 
-    __slots__ = ("_buffer", "_hello", "_record_end", "_result")
+    __slots__ = ("_buffer", "_hello", "_max_extensions", "_max_hello", "_record_end", "_result")
 
-    def __init__(self) -> None:
+    def __init__(self, max_hello: int = MAX_HELLO, max_extensions: int = MAX_EXTENSIONS) -> None:
+        """``max_hello``: bytes of the handshake message; on the wire it may have twice as many."""
+        self._max_hello = max_hello
+        self._max_extensions = max_extensions
         self._buffer = bytearray()  # every byte fed so far
         self._hello = bytearray()  # the handshake bytes in them
         self._record_end = 0  # where, in the buffer, the next record header starts
@@ -106,7 +111,7 @@ class ClientHelloReader:
                 raise _Reject(f"a record of {length} bytes")
             body = header + _RECORD_HEADER
             self._check_handshake_header(self._buffer[body : body + min(length, _HANDSHAKE_HEADER)])
-            if body + length > MAX_WIRE:
+            if body + length > 2 * self._max_hello:
                 raise _Reject("too many bytes before the end of the hello", Fault.TOO_LARGE)
             if len(self._buffer) < body + length:
                 return None
@@ -117,7 +122,10 @@ class ClientHelloReader:
                 if len(self._hello) > size:
                     raise _Reject("bytes behind the hello in its record")
                 if len(self._hello) == size:
-                    return _parse(bytes(self._hello[_HANDSHAKE_HEADER:]))
+                    return replace(
+                        _parse(bytes(self._hello[_HANDSHAKE_HEADER:]), self._max_extensions),
+                        size=self._record_end,
+                    )
 
     def _check_header(self, header: int) -> None:
         """As early as its bytes are there: a client must not be waited for in vain."""
@@ -132,7 +140,10 @@ class ClientHelloReader:
         start = (start + next_bytes)[:_HANDSHAKE_HEADER]
         if start and start[0] != _CLIENT_HELLO:
             raise _Reject(f"handshake type {start[0]}")
-        if len(start) == _HANDSHAKE_HEADER and int.from_bytes(start[1:]) > MAX_HELLO - _HANDSHAKE_HEADER:
+        if (
+            len(start) == _HANDSHAKE_HEADER
+            and int.from_bytes(start[1:]) > self._max_hello - _HANDSHAKE_HEADER
+        ):
             raise _Reject(f"a hello of {int.from_bytes(start[1:])} bytes", Fault.TOO_LARGE)
 
 
@@ -172,7 +183,7 @@ class _Cursor:
         return self.take(self.end - self.position)
 
 
-def _parse(body: bytes) -> ClientHello:
+def _parse(body: bytes, max_extensions: int) -> ClientHello:
     hello = _Cursor(body, 0, len(body))
     if hello.number(1) != _MAJOR_VERSION:
         raise _Reject("legacy_version is not of major version 3")
@@ -201,7 +212,7 @@ def _parse(body: bytes) -> ClientHello:
             fault = Fault.NAME_AMBIGUOUS if kind == _SERVER_NAME else Fault.INVALID
             raise _Reject(f"extension {kind} twice", fault)
         seen.add(kind)
-        if len(seen) > MAX_EXTENSIONS:
+        if len(seen) > max_extensions:
             raise _Reject("too many extensions", Fault.TOO_LARGE)
         if kind == _SERVER_NAME:
             server_name = _parse_server_name(content)

@@ -10,7 +10,7 @@ from enum import Enum
 
 from box_policy.wire.postgresql import SSL_REQUEST
 
-MAX_FIRST_BYTES = 32
+MAX_FIRST_BYTES = 512
 """No start needs more bytes than this to be told."""
 
 _TLS_HANDSHAKE = 0x16
@@ -18,8 +18,12 @@ _TLS_MAJOR_VERSION = 3
 
 # The registered methods are upper-case letters and hyphens (RFC 9110 section 16.1.1). Tokens may hold
 # more, but a banner such as "SSH-2.0-x y" must not be taken for a request.
-_HTTP_START = re.compile(rb"[A-Z][A-Z-]{0,23} [!-~]")
-_HTTP_START_SO_FAR = re.compile(rb"[A-Z][A-Z-]{0,23} ?\Z")
+_METHOD = rb"[A-Z][A-Z-]{0,23}"
+# A path or a URL tells a request. Behind any other target HTTP's version has to follow: "EHLO mail.test" and
+# "OPTIONS rtsp://a.test/ RTSP/1.0" are no requests, and whoever sends them waits for an answer.
+_LINE_SO_FAR = rb"[!-~][\x20-\x7e\x80-\xff]*"
+_HTTP_START = re.compile(_METHOD + rb" (?:/|(?i:https?://)|" + _LINE_SO_FAR + rb" HTTP/[0-9]\.[0-9]\r?\n)")
+_HTTP_START_SO_FAR = re.compile(_METHOD + rb"(?: (?:" + _LINE_SO_FAR + rb"\r?)?)?\Z")
 
 
 class Start(Enum):
@@ -49,6 +53,8 @@ def classify(data: bytes | bytearray | memoryview) -> Start:
         return Start.HTTP
     if start.startswith(SSL_REQUEST):
         return Start.POSTGRESQL
-    if SSL_REQUEST.startswith(start) or _HTTP_START_SO_FAR.match(start):
+    if SSL_REQUEST.startswith(start):
+        return Start.NEED_MORE
+    if len(start) < MAX_FIRST_BYTES and _HTTP_START_SO_FAR.match(start):
         return Start.NEED_MORE
     return Start.OTHER

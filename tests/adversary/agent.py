@@ -5,6 +5,8 @@ library, and runs on Python 3.8. A task is a line of JSON on standard input, its
 output; tasks run at the same time, each in a thread. Bytes travel as base64.
 """
 
+from __future__ import annotations
+
 import base64
 import errno
 import json
@@ -16,11 +18,12 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 CHUNK = 65536
 
 
-def name_of(error):
+def name_of(error: BaseException) -> str:
     """What an error is called: ECONNRESET, timeout, SSLError ..."""
     if isinstance(error, (socket.timeout, TimeoutError)) and not getattr(error, "errno", None):
         return "timeout"
@@ -32,12 +35,12 @@ def name_of(error):
 
 
 class Agent:
-    def __init__(self):
-        self.sockets = {}
-        self.held = []
+    def __init__(self) -> None:
+        self.sockets: dict[int, socket.socket] = {}
+        self.held: list[socket.socket] = []
         self.lock = threading.Lock()
 
-    def run(self, task):
+    def run(self, task: dict[str, Any]) -> None:
         started = time.monotonic()
         try:
             result = getattr(self, "do_" + task["do"])(**task.get("with", {}))
@@ -51,7 +54,15 @@ class Agent:
 
     # A connection, step by step.
 
-    def do_connect(self, line, address, port, timeout, receive_buffer=None, fast_open=None):
+    def do_connect(
+        self,
+        line: int,
+        address: str,
+        port: int,
+        timeout: float,
+        receive_buffer: int | None = None,
+        fast_open: str | None = None,
+    ) -> dict[str, Any]:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = self.sockets[line] = socket.socket(family, socket.SOCK_STREAM)
         sock.settimeout(timeout)
@@ -61,25 +72,31 @@ class Agent:
         if fast_open is None:
             sock.connect((address, port))
         else:
+            sock.setblocking(True)  # or the data is not even queued where there is no cookie yet
             sock.sendto(base64.b64decode(fast_open), socket.MSG_FASTOPEN, (address, port))
         return {"local": list(sock.getsockname()[:2])}
 
-    def do_send(self, line, data, timeout, segment=0, pause=0.0):
-        sock, data = self.sockets[line], base64.b64decode(data)
+    def do_send(
+        self, line: int, data: str, timeout: float, segment: int = 0, pause: float = 0.0
+    ) -> dict[str, Any]:
+        sock, sent = self.sockets[line], base64.b64decode(data)
         sock.settimeout(timeout)
-        size = segment or len(data) or 1
-        for start in range(0, len(data), size):
+        size = segment or len(sent) or 1
+        for start in range(0, len(sent), size):
             if pause and start:
                 time.sleep(pause)
-            sock.sendall(data[start : start + size])
+            sock.sendall(sent[start : start + size])
         return {}
 
-    def do_read(self, line, timeout, size=None, until=None):
+    def do_read(
+        self, line: int, timeout: float, size: int | None = None, until: str | None = None
+    ) -> dict[str, Any]:
         """Up to the end, or until there are that many bytes, or those bytes."""
-        sock, until = self.sockets[line], base64.b64decode(until or "")
-        deadline, data, ended = time.monotonic() + timeout, b"", None
+        sock, marker = self.sockets[line], base64.b64decode(until or "")
+        deadline, data = time.monotonic() + timeout, b""
+        ended: str | None = None
         while ended is None:
-            if (size is not None and len(data) >= size) or (until and until in data):
+            if (size is not None and len(data) >= size) or (marker and marker in data):
                 break
             left = deadline - time.monotonic()
             if left <= 0:
@@ -100,11 +117,11 @@ class Agent:
                     ended = "eof"
         return {"data": base64.b64encode(data).decode(), "ended": ended}
 
-    def do_end(self, line):
+    def do_end(self, line: int) -> dict[str, Any]:
         self.sockets[line].shutdown(socket.SHUT_WR)
         return {}
 
-    def do_close(self, line, reset=False):
+    def do_close(self, line: int, reset: bool = False) -> dict[str, Any]:
         sock = self.sockets.pop(line, None)
         if sock is not None:
             if reset:
@@ -112,7 +129,15 @@ class Agent:
             sock.close()
         return {}
 
-    def do_tls(self, line, name, timeout, authority=None, protocols=(), newest=None):
+    def do_tls(
+        self,
+        line: int,
+        name: str | None,
+        timeout: float,
+        authority: str | None = None,
+        protocols: list[str] | None = None,
+        newest: str | None = None,
+    ) -> dict[str, Any]:
         """A handshake on a connection. ``authority``: certificates that are trusted; none: any."""
         context = ssl.create_default_context()
         if authority:
@@ -127,13 +152,15 @@ class Agent:
             context.maximum_version = getattr(ssl.TLSVersion, newest)
         sock = self.sockets[line]
         sock.settimeout(timeout)
-        self.sockets[line] = sock = context.wrap_socket(sock, server_hostname=name)
-        certificate = sock.getpeercert(binary_form=True)
-        return {"certificate": base64.b64encode(certificate).decode(), "version": sock.version()}
+        self.sockets[line] = secure = context.wrap_socket(sock, server_hostname=name)
+        certificate = secure.getpeercert(binary_form=True) or b""
+        return {"certificate": base64.b64encode(certificate).decode(), "version": secure.version()}
 
     # Everything else.
 
-    def do_datagram(self, address, port, data, timeout, replies=1):
+    def do_datagram(
+        self, address: str, port: int, data: str, timeout: float, replies: int = 1
+    ) -> dict[str, Any]:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.settimeout(timeout)
@@ -142,9 +169,10 @@ class Agent:
             received = [base64.b64encode(sock.recv(CHUNK)).decode() for _ in range(replies)]
         return {"data": received}
 
-    def do_hold(self, address, port, data, count):
+    def do_hold(self, address: str, port: int, data: str, count: int) -> dict[str, Any]:
         """Open many connections, send the same on each, and keep them."""
-        data, connected, failed = base64.b64decode(data), 0, {}
+        sent, connected = base64.b64decode(data), 0
+        failed: dict[str, int] = {}
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         for _ in range(count):
             try:
@@ -152,24 +180,24 @@ class Agent:
                 self.held.append(sock)
                 sock.settimeout(10)
                 sock.connect((address, port))
-                sock.sendall(data)
+                sock.sendall(sent)
                 connected += 1
             except OSError as error:
                 failed[name_of(error)] = failed.get(name_of(error), 0) + 1
         return {"connected": connected, "failed": failed}
 
-    def do_held(self, timeout, ended=None):
+    def do_held(self, timeout: float, ended: int | None = None) -> dict[str, Any]:
         """What has become of those connections. Waits until that many have ended, or the time is over."""
         watched, counts = selectors.DefaultSelector(), {"eof": 0, "reset": 0, "data": 0}
         open_ones = [sock for sock in self.held if sock.fileno() >= 0]
         for sock in open_ones:
-            watched.register(sock, selectors.EVENT_READ)
+            watched.register(sock, selectors.EVENT_READ, sock)
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and (ended is None or counts["eof"] + counts["reset"] < ended):
             for key, _ in watched.select(min(0.1, timeout)):
                 try:
-                    key.fileobj.setblocking(False)
-                    if key.fileobj.recv(CHUNK):
+                    key.data.setblocking(False)
+                    if key.data.recv(CHUNK):
                         counts["data"] += 1
                         continue
                     counts["eof"] += 1
@@ -177,10 +205,10 @@ class Agent:
                     continue
                 except OSError:
                     counts["reset"] += 1
-                watched.unregister(key.fileobj)
+                watched.unregister(key.data)
         return dict(counts, open=len(watched.get_map() or ()))
 
-    def do_release(self):
+    def do_release(self) -> dict[str, Any]:
         for sock in self.held:
             sock.close()
         self.held.clear()
@@ -188,13 +216,19 @@ class Agent:
             self.do_close(line)
         return {}
 
-    def do_python(self, source):
+    def do_python(self, source: str) -> dict[str, Any]:
         """Run Python code; what it leaves in ``result`` comes back."""
-        names = {"agent": self}
+        names: dict[str, Any] = {"agent": self}
         exec(compile(source, "<attack>", "exec"), names)
         return {"value": names.get("result")}
 
-    def do_program(self, argv, timeout, text=None, environment=None):
+    def do_program(
+        self,
+        argv: list[str],
+        timeout: float,
+        text: str | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         done = subprocess.run(
             argv,
             input=text,
@@ -209,7 +243,7 @@ class Agent:
         return {"status": done.returncode, "output": done.stdout}
 
 
-def main():
+def main() -> None:
     agent = Agent()
     for line in sys.stdin:
         threading.Thread(target=agent.run, args=(json.loads(line),), daemon=True).start()

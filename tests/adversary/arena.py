@@ -80,19 +80,26 @@ class Arena:
         generation = self.gated(inmate).generation + 1
         return self.gate.put_policy(inmate.id, self.gate.compile(NetworkPolicy.parse(policy)), generation)
 
-    async def inmate(self, policy: object = CUSTOM, id: str | None = None) -> Inmate:
-        """The box of that id, or the one for that policy, made if there is none yet."""
+    async def inmate(self, policy: object = CUSTOM, id: str | None = None, **spec: Any) -> Inmate:
+        """The box of that id, or the one for that policy, made (see ``BoxSpec``) if there is none yet."""
         id = id or f"box-{len(self._inmates)}"
         for known in self._inmates.values():
             if self.gated(known).policy.policy == NetworkPolicy.parse(policy) and id.startswith("box-"):
                 return known
-        box = await self._launcher.create(BoxSpec(id))
+        box = await self._launcher.create(BoxSpec(id, **spec))
         self.gate.put_policy(id, self.gate.compile(NetworkPolicy.parse(policy)))
         listeners = box.listeners
         self.gate.serve(id, tcp=listeners.tcp, dns_udp=listeners.dns_udp, dns_tcp=listeners.dns_tcp)
         agent, attacker = await start_agent(box)
         self._inmates[id] = inmate = Inmate(id, box, agent, attacker)
         return inmate
+
+    async def dismiss(self, inmate: Inmate) -> None:
+        """Close a box, and have the gate forget it."""
+        del self._inmates[inmate.id]
+        await inmate.attacker.close()
+        await inmate.box.close()
+        self.gate.drop(inmate.id)
 
     async def run(self, attack: Attack) -> Report:
         """Carry an attack out in a box with its policy, wait until the gate is at rest, and judge it."""

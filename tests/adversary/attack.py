@@ -156,7 +156,7 @@ def _may_be_reached(policy: CompiledPolicy, attack: Attack, address: str) -> boo
 
 
 def _hidden_names(lab: Lab, policy: CompiledPolicy, attack: Attack) -> dict[str, None]:
-    found = {}
+    found: dict[str, None] = {}
     by_address = {
         connection.id
         for connection in lab.connections()

@@ -96,11 +96,14 @@ class Attacker:
         if self._listening.done():
             raise AttackerGone("the agent in the box has ended")
         number = next(self._numbers)
-        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
         line = json.dumps({"id": number, "do": task, "with": arguments}).encode() + b"\n"
         try:
             await self._channel.write(line)
             return await future
+        except OSError:
+            raise AttackerGone("the agent in the box has ended") from None
         finally:
             del self._waiting[number]
 
@@ -194,7 +197,8 @@ class Line:
     async def see(self, timeout: float = PATIENCE) -> Seen:
         """Read to the end and say what that was."""
         if self.error is not None:
-            return Seen("silence" if self.error == "timeout" else self.error)
+            # Refused as soon as it was accepted: the reset may come before connect() has returned.
+            return Seen({"timeout": "silence", "ECONNRESET": "reset"}.get(self.error, self.error))
         return await self.read(timeout=timeout)
 
     async def tls(self, name: str | None, **options: Any) -> dict[str, Any]:

@@ -15,6 +15,10 @@ STARTS = [
     (b"POST http://a.test/ HTTP/1.1\r\n", Start.HTTP),
     (b"VERSION-CONTROL /x HTTP/1.1\r\n", Start.HTTP),
     (b"PRI * HTTP/2.0\r\n", Start.HTTP),
+    (b"OPTIONS * HTTP/1.1\n", Start.HTTP),
+    (b"CONNECT a.test:443 HTTP/1.1\r\n", Start.HTTP),
+    (b"GET HTTPS://a.test/", Start.HTTP),
+    (b"GET /", Start.HTTP),
     (SSL_REQUEST, Start.POSTGRESQL),
     (b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n", Start.OTHER),
     (b"\r\nGET / HTTP/1.1\r\n", Start.OTHER),
@@ -22,6 +26,12 @@ STARTS = [
     (b"GET\t/ HTTP/1.1\r\n", Start.OTHER),
     (b" GET / HTTP/1.1\r\n", Start.OTHER),
     (b"GET\r\n", Start.OTHER),
+    (b"GET key\r\n", Start.OTHER),  # Redis
+    (b"EHLO mail.allowed.test\r\n", Start.OTHER),  # SMTP
+    (b"OPTIONS rtsp://a.test/ RTSP/1.0\r\n", Start.OTHER),
+    (b"GET a\rb HTTP/1.1\r\n", Start.OTHER),
+    (b"GET a\0 HTTP/1.1\r\n", Start.OTHER),
+    (b"GET " + b"a" * 600, Start.OTHER),
     (b"\x16\x02\x00", Start.OTHER),
     (b"\x80\x2e\x01\x03\x01", Start.OTHER),  # an SSLv2 hello
     (b"\x15\x03\x01\x00\x02", Start.OTHER),
@@ -56,6 +66,6 @@ def test_more_bytes_never_change_an_answer(data: bytes, cut: int) -> None:
         assert classify(data) is early
 
 
-@given(st.binary(min_size=MAX_FIRST_BYTES))
-def test_enough_bytes_always_decide(data: bytes) -> None:
-    assert classify(data) is not Start.NEED_MORE
+@given(st.sampled_from([b"", b"GET ", b"GET http"]), st.binary(min_size=1, max_size=40))
+def test_enough_bytes_always_decide(start: bytes, data: bytes) -> None:
+    assert classify((start + data * MAX_FIRST_BYTES)[:MAX_FIRST_BYTES]) is not Start.NEED_MORE
