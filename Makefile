@@ -2,11 +2,12 @@
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test check format schema bench clean
+.PHONY: help demo test fuzz check format schema bench clean
 
 help:
 	@echo "make demo     show a program in a box: what it reached, what was denied, and the record of both"
 	@echo "make test     run the tests"
+	@echo "make fuzz     look for inputs that break a parser: make fuzz TARGET=client_hello SECONDS=3600"
 	@echo "make check    lint, format, types, floors"
 	@echo "make format   format the code"
 	@echo "make schema   write configs/policy.schema.json anew from the model"
@@ -21,6 +22,9 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	@$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.ready
+	@$(BIN)/python -m tests.fuzz $(or $(TARGET),--help) --seconds $(or $(SECONDS),60)
 
 check: $(VENV)/.ready
 	@$(BIN)/ruff check .
