@@ -99,7 +99,7 @@ class ControlPlane:
             websockets=bool(beside),
         )
         endpoint.start()
-        self._audit.add(stream)
+        self._audit.add_paced(stream)
         self._audit.add(metrics)
         self._endpoint, self._stream = endpoint, stream
         return endpoint.address

@@ -116,8 +116,8 @@ class PolicyStore:
     def remove(self, box: str, *, source: str, detail: str = "") -> None:
         """Forget a box: all that it has open ends. ``detail`` says why. Raises UnknownBoxError."""
         last = self.get(box)
-        del self._boxes[box]
         self._enforcer.drop(box)
+        del self._boxes[box]
         record = PolicyRecord(
             box=box, generation=last.generation, outcome=Outcome.REMOVED, source=source, detail=detail
         )

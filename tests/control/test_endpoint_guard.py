@@ -196,7 +196,9 @@ peer.sendall(b"GET /v1/boxes HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: clos
 while data := peer.recv(65536):
     os.write(1, data)
 """
-IN_ANOTHER_NAMESPACE = "os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)"
+IN_ANOTHER_NETWORK = "os.unshare(os.CLONE_NEWNET)"
+IN_A_USER_NAMESPACE = "os.unshare(os.CLONE_NEWUSER)"
+UNTRACEABLE = "import ctypes; ctypes.CDLL(None).prctl(4, 0)"  # PR_SET_DUMPABLE
 AS_ANOTHER_USER = "os.setgroups([]); os.setgid(1234); os.setuid(1234)"
 
 
@@ -225,14 +227,25 @@ class TestPeers:
 
         control = make_control(foreign=is_box)
         assert (await speak(control, "")).startswith(b"HTTP/1.1 200")
-        answer = await speak(control, IN_ANOTHER_NAMESPACE)
+        answer = await speak(control, IN_ANOTHER_NETWORK)
         assert answer.startswith(b"HTTP/1.1 403")
         assert b"peer_refused" in answer
         assert asked[0] != asked[1], "both have the same network namespace"
 
     async def test_another_namespace_is_no_box(self, make_control: MakeControl) -> None:
         control = make_control(foreign=lambda cookie: False)
-        assert (await speak(control, IN_ANOTHER_NAMESPACE)).startswith(b"HTTP/1.1 200")
+        assert (await speak(control, IN_ANOTHER_NETWORK)).startswith(b"HTTP/1.1 200")
+
+    @pytest.mark.parametrize("then", ["", UNTRACEABLE])
+    async def test_a_process_in_a_box_of_another_gate(self, make_control: MakeControl, then: str) -> None:
+        control = make_control(foreign=lambda cookie: False)
+        answer = await speak(control, f"{IN_A_USER_NAMESPACE}; {then}")
+        assert answer.startswith(b"HTTP/1.1 403")
+        assert b"peer_refused" in answer
+
+    async def test_a_process_that_cannot_be_traced(self, make_control: MakeControl) -> None:
+        control = make_control(foreign=lambda cookie: False)
+        assert (await speak(control, UNTRACEABLE)).startswith(b"HTTP/1.1 200")
 
     async def test_another_user_can_not_even_connect(self, make_control: MakeControl) -> None:
         control = make_control()

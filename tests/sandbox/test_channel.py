@@ -155,6 +155,26 @@ async def test_the_end_is_told_once_and_after_the_last_message() -> None:
     assert received.ends == 1
 
 
+async def test_a_flood_leaves_the_loop_its_turns() -> None:
+    near, far = pair()
+    far.setblocking(False)
+    received = Received(near)
+    taken = []
+    for _ in range(20):
+        try:
+            while True:
+                far.send(b"{}")
+        except BlockingIOError:
+            pass
+        before = len(received.messages)
+        await asyncio.sleep(0)
+        taken.append(len(received.messages) - before)
+    assert 0 < max(taken) <= 16
+    far.close()
+    received.channel.read()
+    assert received.ends == 1
+
+
 async def test_nonsense_ends_a_channel() -> None:
     near, far = pair()
     received = Received(near)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 BARE = """
 import sys; sys.path.append(sys.argv[1])
 from box_policy.sandbox.namespaces import seccomp, workload, zygote
-seccomp.box_rules = lambda: []
+seccomp.init_rules = seccomp.box_rules = lambda: []
 workload.CAPABILITIES = frozenset(range(40))
 zygote.main()
 """

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import struct
 
 import pytest
@@ -62,7 +63,19 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
         ("socket", (1, 1), ALLOW),
         ("socket", (2, 1), ALLOW),
         ("socket", (10, 2), ALLOW),
-        ("socket", (16, 3), ALLOW),
+        ("socket", (2, 1, 6), ALLOW),
+        ("socket", (2, 1 | os.O_CLOEXEC, 262), ALLOW),
+        ("socket", (2, 3, 6), refused(errno.EPERM)),
+        ("socket", (10, 3 | os.O_NONBLOCK, 255), refused(errno.EPERM)),
+        ("socket", (2, 5, 0), refused(errno.ESOCKTNOSUPPORT)),
+        ("socket", (10, 10, 0), refused(errno.ESOCKTNOSUPPORT)),
+        ("socket", (2, 0, 6), refused(errno.ESOCKTNOSUPPORT)),
+        ("socket", (2, 1, 132), refused(errno.EPROTONOSUPPORT)),
+        ("socket", (10, 2, 115), refused(errno.EPROTONOSUPPORT)),
+        ("socket", (2, 2, 1 << 32 | 136), refused(errno.EPROTONOSUPPORT)),
+        ("socket", (16, 3, 0), ALLOW),
+        ("socket", (16, 2, 4), ALLOW),
+        ("socket", (16, 3, 12), refused(errno.EPROTONOSUPPORT)),
         ("socket", (40, 1), refused(errno.EAFNOSUPPORT)),
         ("socket", (17, 3), refused(errno.EAFNOSUPPORT)),
         ("socket", (0, 1), refused(errno.EAFNOSUPPORT)),
@@ -72,7 +85,11 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
         ("clone", (17,), ALLOW),
         ("clone", (seccomp.CLONE_NEWUSER | 17,), refused(errno.EPERM)),
         ("clone3", (), refused(errno.ENOSYS)),
-        ("unshare", (0x20000,), ALLOW),
+        ("clone", (0x1000000 | 17,), ALLOW),
+        ("clone", (0x40000000 | 17,), refused(errno.EPERM)),
+        ("unshare", (0x600,), ALLOW),
+        ("unshare", (0x20000,), refused(errno.EPERM)),
+        ("unshare", (0x80,), refused(errno.EPERM)),
         ("unshare", (seccomp.CLONE_NEWUSER | 0x20000,), refused(errno.EPERM)),
         ("io_uring_setup", (), refused(errno.ENOSYS)),
         ("openat2", (), refused(errno.ENOSYS)),
@@ -83,6 +100,15 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
         ("ioctl", (0, seccomp.TIOCSTI), refused(errno.EPERM)),
         ("ioctl", (0, 0xFFFFFFFF << 32 | seccomp.TIOCSTI), refused(errno.EPERM)),
         ("ioctl", (0, seccomp.TIOCLINUX), refused(errno.EPERM)),
+        ("ioctl", (0, 0x5423), refused(errno.EPERM)),
+        ("syslog", (3,), refused(errno.EPERM)),
+        ("setrlimit", (resource.RLIMIT_NOFILE, 1), ALLOW),
+        ("setrlimit", (resource.RLIMIT_CORE, 1), refused(0)),
+        ("prlimit64", (0, resource.RLIMIT_NOFILE, 1), ALLOW),
+        ("prlimit64", (0, resource.RLIMIT_CORE, 0, 1), ALLOW),
+        ("prlimit64", (1, resource.RLIMIT_NOFILE, 1), refused(errno.EPERM)),
+        ("prlimit64", (0, resource.RLIMIT_CORE, 1), refused(0)),
+        ("prlimit64", (0, resource.RLIMIT_CORE, 1 << 32), refused(0)),
         ("fchmod", (3, 0o755), ALLOW),
         ("fchmod", (3, 0o1777), ALLOW),
         ("fchmod", (3, 0o4755), refused(errno.EPERM)),

@@ -7,6 +7,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 
 from box_policy.control.http.address import ControlError, ListeningAddress, TcpAddress
@@ -45,20 +46,34 @@ def check_token(token: str) -> bytes:
 def peer_refusal(sock: socket.socket, foreign: Callable[[int], bool] | None) -> str | None:
     """Why the client at the other end of a unix socket is not to be served; None if nothing is wrong with it.
 
-    Its user id alone doesn't tell: a process in a box may run under the very user id of the gate.
+    Its user id alone doesn't tell: a process in a box may run under the very user id of the gate. Nor do this
+    gate's boxes: it may be in the box of another gate of the same user's, whose boxes nobody here knows.
     """
     try:
-        _, uid, _ = _CREDENTIALS.unpack(
+        pid, uid, _ = _CREDENTIALS.unpack(
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         )
         if uid not in (0, os.geteuid()):
             return f"user id {uid} is neither the gate's own nor root"
         if foreign is not None and foreign(netns_cookie(sock)):
             return "it is in a box"
+        # A process of no pid is in a pid namespace that this one doesn't see, as beside a sidecar.
+        if uid == os.geteuid() and pid and _has_own_user_namespace(pid):
+            return "it is in a user namespace of its own, as boxes are"
     except Exception as error:
         # The question stays open, and an open question is a refusal.
         return f"who it is can't be told: {error}"
     return None
+
+
+def _has_own_user_namespace(pid: int) -> bool:
+    """Is a process in another user namespace than this one? OSError if it has ended."""
+    try:
+        return not os.path.samestat(*(Path(f"/proc/{process}/ns/user").stat() for process in ("self", pid)))
+    except PermissionError:
+        # It doesn't let itself be traced (sshd, say, which forwards a connection). Its map is there for all.
+        own, its = (Path(f"/proc/{process}/uid_map").read_text() for process in ("self", pid))
+        return own != its
 
 
 def host_names(address: ListeningAddress) -> frozenset[bytes] | None:

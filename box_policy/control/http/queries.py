@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final, NoReturn
 from urllib.parse import parse_qsl
 
-from box_policy.audit.records import Entry, Event, PolicyRecord, Protocol
+from box_policy.audit.records import Entry, Event, Protocol, Record
 from box_policy.audit.stream import CAPACITY
 from box_policy.control.http.answers import ApiError
 from box_policy.gate.mode import BOX_ID
@@ -45,7 +45,7 @@ class Wanted:
     def __call__(self, entry: Entry) -> bool:
         if (self.boxes and entry.box not in self.boxes) or (self.events and entry.event not in self.events):
             return False
-        if isinstance(entry, PolicyRecord):
+        if not isinstance(entry, Record):
             return not (self.protocols or self.verdicts or self.reasons or self.names or self.suffixes)
         if self.protocols and entry.protocol not in self.protocols:
             return False

@@ -98,6 +98,14 @@ def components() -> dict[str, Schema]:
         },
         "Record": _record(),
         "PolicyRecord": _policy_record(),
+        "SuppressedRecord": object_of(
+            {
+                "time": _TIME,
+                "event": {"const": Event.SUPPRESSED},
+                "box": _STRING,
+                "records": {"type": "integer", "minimum": 1},
+            }
+        ),
         "Lost": object_of({"records": {"type": ["integer", "null"], "minimum": 1}}),
         "StreamEvent": _stream_event(),
     }
@@ -198,6 +206,7 @@ def _stream_event() -> Schema:
         "oneOf": [
             event([Event.DECISION, Event.END], "Record"),
             event([Event.POLICY], "PolicyRecord"),
+            event([Event.SUPPRESSED], "SuppressedRecord"),
             event(["lost"], "Lost"),
         ]
     }

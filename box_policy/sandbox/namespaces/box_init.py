@@ -41,13 +41,22 @@ _PAUSED = "the box is paused"
 _NAME_SIZE = 500
 
 
+class Filters(NamedTuple):
+    """System call filters, as ``seccomp`` assembles them."""
+
+    init: bytes
+    """Of pid 1 itself."""
+    box: bytes
+    """Of the programs."""
+
+
 def run(
     control: socket.socket,
     alive: int,
     host: HostFiles,
     who: Identity,
     request: dict[str, Any],
-    seccomp: bytes,
+    filters: Filters,
 ) -> NoReturn:
     """Be pid 1 of the box. ``alive`` is a pipe that only the parent holds the other end of."""
     try:
@@ -59,7 +68,9 @@ def run(
         user_namespace, oom_score = _make_box(host, who, request)
         # No program of the box may trace this process or see what it has open.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        parts = _Parts(user_namespace, oom_score, seccomp, request["limits"].get("pids"))
+        # Nor is one to gain much that nevertheless takes it.
+        syscalls.install_seccomp_filter(filters.init)
+        parts = _Parts(user_namespace, oom_score, filters.box, request["limits"].get("pids"))
         _Init(control, alive, parts).serve()
     except BaseException as error:
         messages.send_last(control, {"event": "failed", "error": describe(error)})
@@ -327,6 +338,8 @@ class _Init:
                 return
             if pid == 0:
                 return
+            if os.WIFSTOPPED(status):
+                continue  # told to a tracer alone, and it was the program that made this process one
             code = os.waitstatus_to_exitcode(status)
             program = self._programs.pop(pid, None)
             if program is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import socket
 from collections import deque
@@ -14,6 +15,8 @@ from box_policy.sandbox.namespaces.messages import DescriptorsLostError, Message
 MOST_UNSENT = 1000
 """Messages that wait for the other side to read."""
 MOST_UNSENT_BYTES = 4 << 20
+_READ_A_TURN = 16
+"""Messages that one turn of the loop takes. Who has taken a box's pid 1 sends without end."""
 _RETRY = 0.05
 # What the kernel lacks for a while: room for descriptors in flight (unix(7)), memory.
 _PASSING = (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
@@ -39,7 +42,7 @@ class Channel:
         self._unsent_bytes = 0
         self._retry: asyncio.TimerHandle | None = None
         sock.setblocking(False)
-        self._loop.add_reader(sock.fileno(), self.read)
+        self._loop.add_reader(sock.fileno(), self._read, _READ_A_TURN)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send, or queue until the other side has read more. The descriptors stay the caller's.
@@ -85,8 +88,14 @@ class Channel:
         self._unsent_bytes += len(data)
 
     def read(self) -> None:
-        """Receive all that has arrived."""
-        while self._sock.fileno() >= 0:
+        """Receive all that has arrived. For when nobody sends any more: it goes on until there is nothing."""
+        self._read(None)
+
+    def _read(self, most: int | None) -> None:
+        turns = itertools.repeat(None) if most is None else itertools.repeat(None, most)
+        for _ in turns:
+            if self._sock.fileno() < 0:
+                return
             try:
                 received = messages.receive(self._sock)
             except (BlockingIOError, InterruptedError):

@@ -21,6 +21,7 @@ from box_policy.sandbox.namespaces import (
     network,
     syscalls,
 )
+from box_policy.sandbox.namespaces.box_init import Filters
 from box_policy.sandbox.namespaces.cgroups import Cgroups
 from box_policy.sandbox.namespaces.diagnosis import describe
 from box_policy.sandbox.namespaces.filesystem import Workdir
@@ -45,7 +46,7 @@ class BoxParts(NamedTuple):
 
     network: NetworkMessages
     etc: EtcFiles
-    seccomp: bytes
+    filters: Filters
     cgroups: Cgroups | None
     cgroup: str
     """The name of the box's groups."""
@@ -121,7 +122,7 @@ def _make_box(control: socket.socket, zygote_pid: int, request: dict[str, Any], 
         os.close(alive_writer)
         if reservation is not None:
             reservation.close()  # this process's alone
-        box_init.run(control, alive, host, who, request, parts.seccomp)
+        box_init.run(control, alive, host, who, request, parts.filters)
     os.close(alive)
     host.close()
     # The file system and the network are made at the same time, by two processes.

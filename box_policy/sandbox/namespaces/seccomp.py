@@ -1,9 +1,9 @@
-"""The system call filter of every program in a box.
+"""The system call filters of a box: of its pid 1, and of every program in it.
 
-Namespaces contain a program; this filter shuts what they do not contain (AF_VSOCK reaches the
+Namespaces contain a program; a filter shuts what they do not contain (AF_VSOCK reaches the
 hypervisor from any network namespace, io_uring opens sockets past a socket filter), what would add
-kernel attack surface (nested user namespaces, bpf, keyrings), and what would outlive the box (set-uid
-files in a host directory).
+kernel attack surface (nested user namespaces, bpf, keyrings, protocols whose modules the kernel would
+load for the asking), and what would outlive the box (set-uid files in a host directory).
 
 A filter is a list of ``Rule``; ``assemble`` turns it into classic BPF, seccomp(2). Rules for one
 system call are tried in order; the first whose conditions all hold decides. No rule: allowed.
@@ -12,6 +12,8 @@ system call are tried in order; the first whose conditions all hold decides. No 
 import errno
 import os
 import platform
+import resource
+import socket
 import stat
 import struct
 from collections.abc import Iterable
@@ -34,26 +36,38 @@ RETURN_ALLOW = 0x7FFF0000
 RETURN_ERRNO = 0x00050000
 RETURN_KILL_PROCESS = 0x80000000
 
+AS_IF_DONE = -1
+"""In place of an errno: the call does nothing, and returns 0."""
+
 _X32_BIT = 0x40000000
 CLONE_NEWUSER = 0x10000000
+_NEW_NAMESPACES = 0x7E020080
+"""CLONE_NEWUSER and those of all other kinds, sched.h."""
+_FIRST_PROCESS = 1
+_EXIT_SIGNAL = 0xFF
+"""Of clone(2)'s flags. CLONE_NEWTIME, which lies there, is none of them."""
 TIOCSTI = 0x5412
 TIOCLINUX = 0x541C
+_TIOCSETD = 0x5423
+_AF_NETLINK = 16  # by its number: this module is read on other systems, too, to say that there are no boxes
 _SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
 _O_CREATES = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Holds if an argument's low 32 bits, under ``mask``, are ``value`` (or, if None, are not zero)."""
+    """Holds if 32 bits of an argument, under ``mask``, are ``value`` (or, if None, are not zero)."""
 
     argument: int
     mask: int = 0xFFFFFFFF
     value: int | None = None
+    high: bool = False
+    """The high half of the argument, not the low one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a system call returns if all its conditions hold: an errno, or 0 for "go ahead"."""
+    """What a system call returns if all its conditions hold: an errno, 0 for "go ahead", AS_IF_DONE."""
 
     call: str
     error: int
@@ -110,8 +124,10 @@ X86_64 = Architecture(
         "swapon": 167,
         "swapoff": 168,
         "reboot": 169,
+        "syslog": 103,
         "init_module": 175,
         "delete_module": 176,
+        "setrlimit": 160,
         "quotactl": 179,
         "kexec_load": 246,
         "add_key": 248,
@@ -124,6 +140,7 @@ X86_64 = Architecture(
         "unshare": 272,
         "perf_event_open": 298,
         "fanotify_init": 300,
+        "prlimit64": 302,
         "name_to_handle_at": 303,
         "open_by_handle_at": 304,
         "setns": 308,
@@ -153,7 +170,9 @@ AARCH64 = Architecture(
         "kexec_load": 104,
         "init_module": 105,
         "delete_module": 106,
+        "syslog": 116,
         "reboot": 142,
+        "setrlimit": 164,
         "socket": 198,
         "socketpair": 199,
         "add_key": 217,
@@ -163,6 +182,7 @@ AARCH64 = Architecture(
         "swapon": 224,
         "swapoff": 225,
         "perf_event_open": 241,
+        "prlimit64": 261,
         "fanotify_init": 262,
         "name_to_handle_at": 264,
         "open_by_handle_at": 265,
@@ -175,7 +195,18 @@ AARCH64 = Architecture(
 )
 _ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64}
 
-_SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: a network namespace holds these
+# Not SCTP, DCCP, L2TP, ...: for the first socket of theirs, or of a kind that no protocol has, the kernel
+# looks for a module, as the host's root. 262 is MPTCP; of netlink these two are routes and interfaces, which
+# libraries look at, and the list of sockets that ss(8) shows. nf_tables, IPsec and audit are not among them.
+_TCP_UDP_PING = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6, 262)
+_PROTOCOLS = {socket.AF_INET: _TCP_UDP_PING, socket.AF_INET6: _TCP_UDP_PING, _AF_NETLINK: (0, 4)}
+_KIND = 0xF
+"""Of socket(2)'s second argument, what isn't a flag."""
+_INTERNET_KINDS_NOT = (
+    (errno.EPERM, Condition(1, _KIND, socket.SOCK_RAW)),
+    (errno.ESOCKTNOSUPPORT, Condition(1, _KIND, 0)),
+    (errno.ESOCKTNOSUPPORT, Condition(1, 0xC)),  # all but SOCK_STREAM, 1, and SOCK_DGRAM, 2
+)
 _NOT_PERMITTED = [
     "acct",
     "add_key",
@@ -204,9 +235,9 @@ _NOT_PERMITTED = [
     "quotactl_fd",
     "reboot",
     "request_key",
-    "setns",
     "swapoff",
     "swapon",
+    "syslog",
     "umount2",
     "userfaultfd",
 ]
@@ -216,24 +247,58 @@ def _never_set_id(call: str, mode: int, *further: Condition) -> Rule:
     return Rule(call, errno.EPERM, (Condition(mode, mask=_SET_ID_BITS), *further))
 
 
-def box_rules() -> list[Rule]:
-    """The filter of a box."""
+def _sockets() -> list[Rule]:
+    """Only what a network namespace holds, and of that only what programs use."""
+    rules = [Rule("socket", 0, (Condition(0, value=socket.AF_UNIX),))]
+    for family, protocols in _PROTOCOLS.items():
+        own = Condition(0, value=family)
+        if family != _AF_NETLINK:
+            rules += [Rule("socket", error, (own, kind)) for error, kind in _INTERNET_KINDS_NOT]
+        rules += [Rule("socket", 0, (own, Condition(2, value=protocol))) for protocol in protocols]
+        rules.append(Rule("socket", errno.EPROTONOSUPPORT, (own,)))
+    return [
+        *rules,
+        Rule("socket", errno.EAFNOSUPPORT),
+        Rule("socketpair", 0, (Condition(0, value=socket.AF_UNIX),)),
+        Rule("socketpair", errno.EAFNOSUPPORT),
+    ]
+
+
+def init_rules() -> list[Rule]:
+    """The filter of pid 1 once it has made the box: what it needs no more, nobody is to have who takes it.
+
+    It has all capabilities over the box's namespaces, and leads its children into U2, by setns(2).
+    """
     return [
         *(Rule(call, errno.EPERM) for call in _NOT_PERMITTED),
-        *(Rule("socket", 0, (Condition(0, value=family),)) for family in _SOCKET_FAMILIES),
-        Rule("socket", errno.EAFNOSUPPORT),
-        Rule("socketpair", 0, (Condition(0, value=1),)),
-        Rule("socketpair", errno.EAFNOSUPPORT),
+        *_sockets(),
         # ENOSYS, where programs have a fall-back for older kernels; its arguments lie in memory, which
         # a filter cannot read.
         *(Rule(call, errno.ENOSYS) for call in ("io_uring_setup", "io_uring_enter", "io_uring_register")),
         Rule("clone3", errno.ENOSYS),
-        Rule("openat2", errno.ENOSYS),
-        Rule("clone", errno.EPERM, (Condition(0, mask=CLONE_NEWUSER),)),
-        Rule("unshare", errno.EPERM, (Condition(0, mask=CLONE_NEWUSER),)),
+        Rule("clone", errno.EPERM, (Condition(0, mask=_NEW_NAMESPACES & ~_EXIT_SIGNAL),)),
+        Rule("unshare", errno.EPERM, (Condition(0, mask=_NEW_NAMESPACES),)),
+    ]
+
+
+def box_rules() -> list[Rule]:
+    """The filter of a box's programs."""
+    return [
+        *init_rules(),
+        Rule("setns", errno.EPERM),
+        Rule("openat2", errno.ENOSYS),  # its mode lies in memory, too
         # Both put bytes into a terminal's input as if typed: on the host, if the terminal is the host's.
         Rule("ioctl", errno.EPERM, (Condition(1, value=TIOCSTI),)),
         Rule("ioctl", errno.EPERM, (Condition(1, value=TIOCLINUX),)),
+        # A line discipline is a module of the kernel's, loaded for whoever asks.
+        Rule("ioctl", errno.EPERM, (Condition(1, value=_TIOCSETD),)),
+        # RLIMIT_CORE stays what it was set to, see workload.limit_cores. Said to be done: programs that hold
+        # secrets set it to 0, and end if they can't.
+        Rule("setrlimit", AS_IF_DONE, (Condition(0, value=resource.RLIMIT_CORE),)),
+        # Where a box has one user id, its pid 1 has that too, and would let its limits be changed.
+        Rule("prlimit64", errno.EPERM, (Condition(0, value=_FIRST_PROCESS),)),
+        Rule("prlimit64", 0, (Condition(2, value=0), Condition(2, value=0, high=True))),
+        Rule("prlimit64", AS_IF_DONE, (Condition(1, value=resource.RLIMIT_CORE),)),
         _never_set_id("chmod", 1),
         _never_set_id("fchmod", 1),
         _never_set_id("fchmodat", 2),
@@ -254,6 +319,8 @@ def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -
 
 
 def _decision(error: int) -> bytes:
+    if error == AS_IF_DONE:
+        return _instruction(BPF_RETURN, RETURN_ERRNO)
     return _instruction(BPF_RETURN, RETURN_ERRNO | error if error else RETURN_ALLOW)
 
 
@@ -263,8 +330,9 @@ def _rule_body(rule: Rule) -> bytes:
     for condition in reversed(rule.conditions):
         over = len(body) // 8
         # Little-endian: an argument's low half comes first. The kernel's own handlers of all these
-        # calls take 32-bit ints, so the high half means nothing.
-        head = _instruction(BPF_LOAD_WORD, ARGUMENTS_OFFSET + 8 * condition.argument)
+        # calls take 32-bit ints, so the high half means nothing, but that of a pointer.
+        half = 4 if condition.high else 0
+        head = _instruction(BPF_LOAD_WORD, ARGUMENTS_OFFSET + 8 * condition.argument + half)
         if condition.value is None:
             head += _instruction(BPF_JUMP_IF_ANY_BIT, condition.mask, 0, over)
         else:

@@ -174,7 +174,7 @@ def cut_capabilities(keep: frozenset[int]) -> None:
 
 
 def install_seccomp_filter(program: bytes) -> None:
-    """Install a BPF program (8 bytes an instruction). Needs no_new_privs."""
+    """Install a BPF program (8 bytes an instruction). Needs no_new_privs, or CAP_SYS_ADMIN."""
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
     _checked(

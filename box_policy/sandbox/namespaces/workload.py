@@ -108,6 +108,16 @@ def limit_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
+def limit_cores() -> None:
+    """Set RLIMIT_CORE, getrlimit(2), to 1: no core file is as short, and the kernel starts no handler.
+
+    Where core_pattern names a handler (systemd-coredump, apport), a limit of 0 doesn't keep the kernel from
+    starting it, core(5): as the host's root, with whatever a program of the box has in its memory, to be
+    written to the host's disk. With 1, which a handler has that crashes itself, it does.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+
+
 def refusal(number: int, text: str) -> bytes:
     """What the report says of a program that can't be started. Short enough to be written whole."""
     text = text[:_TEXT_SIZE]
@@ -143,7 +153,7 @@ def _enter(user_namespace: int) -> None:
 
 
 def _confine(seccomp: bytes) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_cores()
     limit_descriptors()
     syscalls.cut_capabilities(CAPABILITIES)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)

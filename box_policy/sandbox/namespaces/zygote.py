@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from box_policy.sandbox.namespaces import host_files, messages, outer, seccomp, syscalls
 from box_policy.sandbox.namespaces.box_groups import BoxGroups
+from box_policy.sandbox.namespaces.box_init import Filters
 from box_policy.sandbox.namespaces.cgroups import ZYGOTE
 from box_policy.sandbox.namespaces.messages import DescriptorsLostError
 from box_policy.sandbox.namespaces.network import NetworkMessages
@@ -37,7 +38,9 @@ def main() -> NoReturn:
     if architecture is None:
         sys.exit("box-policy: no system call filter for this processor; only x86_64 and aarch64 have one")
     network = _encode_network()
-    program = seccomp.assemble(seccomp.box_rules(), architecture)
+    filters = Filters(
+        *(seccomp.assemble(rules, architecture) for rules in (seccomp.init_rules(), seccomp.box_rules()))
+    )
     etc_changed = _etc_changed()
     etc = host_files.survey_etc()
     own_pid = os.getpid()
@@ -65,7 +68,7 @@ def main() -> NoReturn:
             groups.leave()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             outer.run(
-                socket.socket(fileno=fds[0]), own_pid, request, BoxParts(network, etc, program, cgroups, name)
+                socket.socket(fileno=fds[0]), own_pid, request, BoxParts(network, etc, filters, cgroups, name)
             )
         groups.watch(name, pid)
         messages.close_all(fds)
