@@ -54,6 +54,7 @@ class ExtendedError(IntEnum):
     BLOCKED = 15
     FILTERED = 17
     PROHIBITED = 18
+    NOT_SUPPORTED = 21
     NETWORK_ERROR = 23
 
 
@@ -157,6 +158,14 @@ def write_answer(
         body, count = b"", 0
     header = _HEADER.pack(question.id, flags, 1 if question.section else 0, count, 0, 1 if additional else 0)
     return header + question.section + body + additional
+
+
+def refusal(message: bytes) -> bytes | None:
+    """A bare REFUSED to a message that nobody has read. None: nothing that may be answered."""
+    if len(message) < _HEADER.size:
+        return None
+    number, flags, *_ = _HEADER.unpack_from(message)
+    return None if flags & _RESPONSE else write_answer(Question(number, flags, Rcode.REFUSED), Rcode.REFUSED)
 
 
 def _write_opt(rcode: Rcode, error: tuple[ExtendedError, str] | None) -> bytes:
