@@ -7,31 +7,32 @@ addon raises and lets the flow go on, and other addons could come after.
 import asyncio
 import dataclasses
 import logging
-import socket
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mitmproxy import http
-from mitmproxy.connection import ConnectionState, Server
-from mitmproxy.proxy import commands, events, server_hooks
+from mitmproxy.connection import Server
+from mitmproxy.proxy import commands
 from mitmproxy.proxy.layers.http._hooks import (
     HttpRequestHeadersHook,
     HttpRequestHook,
     HttpResponseHeadersHook,
 )
-from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
-from mitmproxy.proxy.server import ConnectionIO
 
 from box_policy.audit.sinks import Audit
 from box_policy.gate.boxes import GatedBox
 from box_policy.gate.claim import NAME_MAY_DECIDE, Claim, HandedOver
 from box_policy.gate.dial import in_dialling_order
-from box_policy.gate.http_layer import SWITCHING_PROTOCOLS, GateHttpLayer, HttpWatch
+from box_policy.gate.failures import every
+from box_policy.gate.http_dialling import DiallingHandler
+from box_policy.gate.http_layer import GateHttpLayer, HttpWatch
 from box_policy.gate.http_request import Refused, error_response, make_forwardable, read_target, recorded_host
-from box_policy.gate.http_upstreams import Upstreams
+from box_policy.gate.http_response import SWITCHING_PROTOCOLS
+from box_policy.gate.idle_watchdog import IdleWatchdog
 from box_policy.gate.limits import Limits
-from box_policy.gate.readers import CountingReader, GatedReader
+from box_policy.gate.readers import Turn
 from box_policy.gate.reset import reset_now
 from box_policy.gate.resolver import Resolver
 from box_policy.policy.reasons import Reason
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class HttpHandler(ProxyConnectionHandler, HttpWatch):
+class HttpHandler(DiallingHandler, HttpWatch):
     """One connection of a box that speaks HTTP."""
 
     def __init__(
@@ -58,33 +59,25 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         resolver: Resolver,
         audit: Audit,
         limits: Limits,
+        turn: Turn,
+        roomy: bool,
     ) -> None:
-        super().__init__(master, reader, writer, master.options, mode)  # type: ignore[no-untyped-call]
-        self._claim = handed_over.claim
+        super().__init__(master, mode, handed_over, reader, writer, limits, turn, roomy)
         self._box: GatedBox = handed_over.claim.box
         self._resolver = resolver
         self._audit = audit
-        self._limits = limits
         self._refusal: bytes | None = None
         self._judging: Claim | None = None  # of the request that has no verdict yet
         self._name = ""
         self._wants_websocket = False
         self._ended: Reason | None = None
         self._rule = ""  # that ended it
-        self._allowed_claim: Claim | None = None  # of the last request that was let through
-        self._upstreams = Upstreams()
         self._timer: asyncio.TimerHandle | None = None
-        self._writers = [writer]
-        self._reader = GatedReader(reader, handed_over.received)
-        self.transports[self.client].reader = self._reader  # type: ignore[assignment]
-        destination = handed_over.claim.destination
-        context = self.layer.context
-        context.client.sockname = context.server.address = (str(destination.address), destination.port)
-        self.layer = GateHttpLayer(context, self, limits.http_head)
+        self.layer = GateHttpLayer(self.layer.context, self, limits.http_head)
 
     async def handle_client(self) -> None:
         """Serve the connection to its end. Leaves nothing open, whatever happens."""
-        self.timeout_watchdog.timeout = self._limits.http_idle_timeout
+        self.timeout_watchdog = IdleWatchdog(self._limits.http_idle_timeout, self.on_timeout)
         self._start_timer(self._limits.verdict_timeout - (time.monotonic() - self._claim.accepted))
         try:
             await super().handle_client()
@@ -93,26 +86,30 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
                 await self._writers[0].wait_closed()
         except (OSError, TimeoutError):
             pass
+        except Exception:
+            log.exception("an HTTP connection failed in the gate and is closed")
+            self.failed()
         finally:
-            self._stop_timer()
-            self._abort()
-            self._record_end()
+            every(self._stop_timer, self._abort, self._record_end)
             if self._ended is None:  # whatever is still being judged comes to nothing
                 self._ended = Reason.CLIENT_GONE
 
     def cut(self, reason: Reason) -> None:
         """End it at once with RST on both sides. A request that is being judged is never sent."""
+        recorded = self._ended or self._judging or self._allowed_claim or self._refusal is not None
+        if not recorded:  # and nothing else will be
+            self._record(self._claim, Verdict.denied(reason))
+        self._cut(reason)
+
+    def _cut(self, reason: Reason) -> None:
         if self._ended is None:
             self._ended = reason
             self._box.record_end(self._record_end)
         self._upstreams.allowed = []
         self.client.error = reason
         self._reader.open.set()
-        handlers = [io.handler for io in self.transports.values()]
-        self._abort()
-        for handler in handlers:
-            if handler is not None:
-                handler.cancel(reason)
+        handlers = [io.handler for io in self.transports.values() if io.handler is not None]
+        every(self._abort, *(partial(handler.cancel, reason) for handler in handlers))
 
     def judge_again(self) -> bool:
         """The box has a new policy. What it no longer allows ends; the rest goes on."""
@@ -131,7 +128,7 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
             if judging is not None or claim is None:
                 self._record(judging or self._claim, verdict)
             self._rule = denial.rule
-            self.cut(Reason.POLICY_CHANGED)
+            self._cut(Reason.POLICY_CHANGED)
             return True
         self._upstreams.judge_again()  # of earlier requests, and kept for others
         return False
@@ -149,22 +146,25 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         """Record how the last request that was let through has ended, once."""
         claim, self._allowed_claim = self._allowed_claim, None
         if claim is not None:
-            end = Verdict.denied(self._ended or Reason.CLOSED, self._rule)
-            up, down = self._reader.count, self._upstreams.received
-            try:
-                self._audit(claim.end(end, dialled=self._upstreams.dialled, up=up, down=down))
-            except Exception:
-                log.exception("the end of a connection could not be recorded")
+            reason = self._ended or Reason.CLOSED
+            self._audit.note(
+                lambda: claim.end(
+                    Verdict.denied(reason, self._rule), dialled=self._upstreams.dialled,
+                    up=self._reader.count, down=self._upstreams.received,
+                )
+            )  # fmt: skip
 
     def _abort(self) -> None:
         """Drop every socket that this connection ever had: mitmproxy forgets one before it is closed."""
+        steps: list[Callable[[], object]] = []
         for writer in self._writers:
             sock = writer.get_extra_info("socket")
             if self._ended is not None and sock is not None:
-                reset_now(sock)
-            writer.transport.abort()
+                steps.append(partial(reset_now, sock))
+            steps.append(writer.transport.abort)
         if self._ended is not None:
-            self._upstreams.stop_dialling()
+            steps.append(self._upstreams.stop_dialling)
+        every(*steps)
 
     # What the layer tells.
 
@@ -181,18 +181,19 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         self._ended = Reason.CLIENT_GONE
         self._record(self._claim, Verdict.denied(Reason.CLIENT_GONE), "in the middle of a request head")
 
-    def refused_head(self, refused: Refused) -> bytes:
-        self._linger()
-        self._refusal = self._refuse(self._claim, refused, Verdict.denied(refused.reason))
+    def refused_request(self, refused: Refused) -> bytes:
+        claim, self._judging = self._judging or self._allowed_claim or self._claim, None
+        self._refusal = self._refuse(claim, refused, Verdict.denied(refused.reason))
         return self._refusal
 
     def response_for(self, status: int, message: str) -> bytes | None:
-        self._linger()
         if self._refusal is not None:
             return self._refusal
         if not status or self._ended is not None:
             return None
         if status >= 500:
+            if self._upstreams.left_before_answering():
+                return None
             reason = Reason.UPSTREAM_FAILED
             self._ended = reason
         else:
@@ -205,6 +206,23 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     def is_usable(self, server: Server) -> bool:
         return self._upstreams.has(server)
+
+    def hung_up(self) -> None:
+        self._stop_timer()
+        self._start_timer(self._limits.linger, over=True)
+
+    def hold(self, on: bool) -> None:
+        self._reader.hold(on)
+
+    def failed(self) -> None:
+        self.cut(Reason.INTERNAL_ERROR)
+
+    def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
+        """mitmproxy tells in no other way that the task of a connection has raised. It would go on with what
+        is left, and keep the client waiting."""
+        super().log(message, level, exc_info)
+        if level >= logging.ERROR:
+            self.failed()
 
     # Judging.
 
@@ -234,24 +252,28 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     async def _judge(self, flow: http.HTTPFlow) -> None:
         """Let the flow go on to judged addresses, or kill it with an answer. Comes after every addon."""
-        if self._ended is not None:  # cut while other addons had the request
-            self._kill(flow, b"")
+        if self._ended is not None or self._refusal is not None:
+            self._kill(flow, None)  # cut, or refused for its body, while other addons had the request
             return
         claim = dataclasses.replace(self._claim)
         verdict = Verdict.denied(Reason.INTERNAL_ERROR)
         self._box.pending += 1
+        self._judging = claim
         try:
             if self._box.pending > self._limits.pending:
                 raise Refused(403, Reason.LIMIT)
             target = read_target(flow.request, self._claim.destination)
             claim.name, claim.name_as_sent = target.name, target.as_sent
-            self._judging = claim
             verdict = claim.box.policy.judge_address(claim.destination.address)
             if verdict.reason in NAME_MAY_DECIDE:
                 verdict = claim.box.policy.judge_name(target.name)
             if verdict.allowed and not verdict.addresses:
-                resolution = await self._resolver.addresses(target.name, partial(self._may_ask, claim))
+                resolution = await self._resolver.addresses(
+                    target.name, partial(self._may_ask, claim), self._box.id
+                )
                 claim.resolved = resolution.addresses
+                if self._ended is not None or self._judging is not claim:
+                    raise Refused(403, self._ended or Reason.HTTP_INVALID, host=target.as_sent)
                 # Judged from the start again: the policy may have changed while the answer was awaited.
                 verdict = claim.box.policy.judge_address(claim.destination.address)
                 if verdict.reason in NAME_MAY_DECIDE:
@@ -260,8 +282,6 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
                     raise Refused(502, verdict.reason, resolution.error, host=target.as_sent)
             if not verdict.allowed:
                 raise Refused(403, verdict.reason, host=target.as_sent)
-            if self._ended is not None:
-                raise Refused(403, self._ended, host=target.as_sent)
             if verdict.reason is not Reason.NAME_ALLOWED:
                 # Its address has let it through: nobody has looked whether the Host is true.
                 claim.name = None
@@ -269,8 +289,9 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         except Refused as refused:
             if refused.reason is not verdict.reason:
                 verdict = Verdict.denied(refused.reason)
-            cut = self._ended is not None and self._judging is not claim
-            self._kill(flow, b"" if cut else self._refuse(claim, refused, verdict))
+            # It may have been refused, and recorded, while the name was resolved: for its body, or by a cut.
+            refused_before = self._judging is not claim
+            self._kill(flow, None if refused_before else self._refuse(claim, refused, verdict))
         except Exception:
             log.exception("a request failed in the gate and is refused")
             self._record(claim, Verdict.denied(Reason.INTERNAL_ERROR))
@@ -281,7 +302,9 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     def _may_ask(self, claim: Claim) -> bool:
         name, policy = claim.name, claim.box.policy
-        return self._ended is None and name is not None and policy.judge_name(name).allowed
+        if self._ended is not None or self._judging is not claim:
+            return False
+        return name is not None and policy.judge_name(name).allowed
 
     def _let_through(self, flow: http.HTTPFlow, claim: Claim, verdict: Verdict) -> None:
         addresses = in_dialling_order(verdict.addresses, claim.destination.address)
@@ -304,24 +327,26 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
     def _refuse(self, claim: Claim, refused: Refused, verdict: Verdict) -> bytes:
         if refused.host is not None:
             claim = dataclasses.replace(claim, name_as_sent=refused.host)
-        self._record(claim, verdict, refused.detail)
-        return error_response(
+        response = error_response(
             refused.status,
             refused.reason,
             host=recorded_host(claim.name_as_sent),
             rule=verdict.rule,
             generation=claim.box.generation,
         )
+        self._refusal = response
+        self._record(claim, verdict, refused.detail)
+        return response
 
     def _record(self, claim: Claim, verdict: Verdict, detail: str = "") -> None:
         """Record a denial. It stands, and has to be answered, even if it can't be recorded."""
-        try:
-            self._audit(claim.decision(verdict, detail=detail))
-        except Exception:
-            log.exception("a denial could not be recorded")
+        if verdict.reason is Reason.LIMIT and not self._box.may_record_limit(time.monotonic(), "requests"):
+            return
+        self._audit.note(lambda: claim.decision(verdict, detail=detail))
 
-    def _kill(self, flow: http.HTTPFlow, response: bytes) -> None:
-        self._refusal = response
+    def _kill(self, flow: http.HTTPFlow, response: bytes | None) -> None:
+        if response is not None:
+            self._refusal = response
         self._upstreams.allowed = []
         if flow.killable:
             flow.kill()
@@ -336,66 +361,11 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
         if response.status_code == SWITCHING_PROTOCOLS and not (
             self._wants_websocket and response.headers.get("upgrade", "").lower() == "websocket"
         ):
-            self._kill(flow, error_response(502, Reason.HTTP_NOT_SUPPORTED, host=self._name))
-
-    # Dialling.
-
-    def _must_dial(self, flow: http.HTTPFlow) -> bool:
-        data = flow.request.data
-        return not any(
-            str(address) == data.host and self._upstreams.find(address, data.port)
-            for address in self._upstreams.allowed
-        )
-
-    async def open_connection(self, command: commands.OpenConnection) -> None:
-        """Dial a judged address; any other is refused, whoever asks for it."""
-        server = command.connection
-        hook = server_hooks.ServerConnectionHookData(client=self.client, server=server)
-        try:
-            await self.handle_hook(server_hooks.ServerConnectHook(hook))
-            sock, error = (None, server.error) if server.error else await self._dial(server)
-        finally:
-            self._reader.open.set()
-        if sock is None:
-            server.error = error or "no verdict"
-            await self.handle_hook(server_hooks.ServerConnectErrorHook(hook))
-            await self.server_event(events.OpenConnectionCompleted(command, server.error))
-            return
-        reader, writer = await asyncio.open_connection(sock=sock)
-        server.timestamp_tcp_setup = time.time()
-        server.state = ConnectionState.OPEN
-        server.peername = writer.get_extra_info("peername")
-        server.sockname = writer.get_extra_info("sockname")
-        self._writers.append(writer)
-        upstream = CountingReader(reader)
-        self.transports[server] = ConnectionIO(asyncio.current_task(), upstream, writer)  # type: ignore[arg-type]
-        self._upstreams.add(server, self._allowed_claim or self._claim, writer, upstream)
-        await self.handle_hook(server_hooks.ServerConnectedHook(hook))
-        await self.server_event(events.OpenConnectionCompleted(command, None))
-        try:
-            await self.handle_connection(server)
-        finally:
-            self._upstreams.remove(server)
-            server.timestamp_end = time.time()
-            await self.handle_hook(server_hooks.ServerDisconnectedHook(hook))
-
-    async def _dial(self, server: Server) -> tuple[socket.socket | None, str]:
-        """Connect to the address that the layer asks for, or another of the same verdict."""
-        wanted, port = (server.address or ("", 0))[:2]
-        if port != self._claim.destination.port:
-            return None, "no verdict"
-        server.timestamp_start = time.time()
-        sock, error = await self._upstreams.dial(wanted, port, self._limits.connect_timeout)
-        if sock is not None:
-            server.address = (str(self._upstreams.dialled), port)
-        return sock, error
+            self._ended = reason = Reason.HTTP_NOT_SUPPORTED
+            host, generation = self._name or None, self._box.generation
+            self._kill(flow, error_response(502, reason, host=host, generation=generation))
 
     # Time.
-
-    def _linger(self) -> None:
-        """A refused client gets a short while to read the answer."""
-        self._stop_timer()
-        self._start_timer(self._limits.linger, over=True)
 
     def _start_timer(self, seconds: float, *, over: bool = False) -> None:
         loop = asyncio.get_running_loop()
@@ -408,4 +378,4 @@ class HttpHandler(ProxyConnectionHandler, HttpWatch):
 
     def _overdue(self) -> None:
         self._record(self._claim, Verdict.denied(Reason.TIMEOUT))
-        self.cut(Reason.TIMEOUT)
+        self._cut(Reason.TIMEOUT)

@@ -1,13 +1,16 @@
 """mitmproxy's HTTP/1 layers, made strict where a gate must not be lenient.
 
-The parsing, framing and re-serialising are mitmproxy's. What differs: heads and whatever else is
-collected are bounded on both sides, errors are JSON and reach a client that is still sending, trailers
-and interim responses are left out, and after a WebSocket handshake the bytes are carried without being
-collected.
+The framing and re-serialising are mitmproxy's. What differs: heads and whatever else is collected are
+bounded on both sides, what could be read in two ways is refused, errors are JSON and reach a client that is
+still sending, trailers and interim responses are left out, and after a WebSocket handshake the bytes are
+carried without being collected.
 """
 
+import logging
+import re
 from typing import Final
 
+import h11
 from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.net.http import http1
 from mitmproxy.proxy import commands, events, layer
@@ -33,11 +36,14 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server, make_body_reader
 
-from box_policy.gate.http_request import Refused, read_request
+from box_policy.gate.http_request import Refused, check_request_line, read_request
+from box_policy.gate.http_response import CONTINUE, SWITCHING_PROTOCOLS, is_interim, read_response
 from box_policy.policy.reasons import Reason
 
-SWITCHING_PROTOCOLS: Final = 101
+log = logging.getLogger(__name__)
+
 _MAX_FIELDS: Final = 256
+_NOT_IN_A_LINE: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class HttpWatch:
@@ -54,8 +60,8 @@ class HttpWatch:
         """The client has gone in the middle of a request head."""
         raise NotImplementedError
 
-    def refused_head(self, refused: Refused) -> bytes:
-        """A request head can't be read. Returns the response."""
+    def refused_request(self, refused: Refused) -> bytes:
+        """A request's head, or the framing of its body, can't be read. Returns the response."""
         raise NotImplementedError
 
     def is_usable(self, server: Server) -> bool:
@@ -66,26 +72,67 @@ class HttpWatch:
         """The response to a request that fails with this status. None: close without a word."""
         raise NotImplementedError
 
+    def hung_up(self) -> None:
+        """The client has its last answer, and FIN behind it. What it still sends is thrown away."""
+        raise NotImplementedError
 
-def _read_bounded_body(
-    side: Http1Connection, body: layer.CommandGenerator[None], is_request: bool
-) -> layer.CommandGenerator[None]:
-    """mitmproxy's reading of a body, but trailers end it in order: it can't pass them on, and raises. An
-    intermediary may leave them out (RFC 9110 section 6.5.1)."""
-    try:
-        yield from body
-    except NotImplementedError:
-        yield ReceiveHttp(side.ReceiveEndOfMessage(side.stream_id or 0))
-        yield from side.mark_done(request=is_request, response=not is_request)
+    def hold(self, on: bool) -> None:
+        """Read nothing more from the client (True), until it is told otherwise (False)."""
+        raise NotImplementedError
+
+    def failed(self) -> None:
+        """The layer itself has failed, and nothing it still does can be relied on."""
+        raise NotImplementedError
 
 
-class StrictHttp1Server(Http1Server):
+class _StrictHttp1(Http1Connection):
+    """What both sides have in common: the reading of bodies."""
+
+    _max_head: int
+
+    def body_broken(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """The body doesn't end, or not as its head has announced."""
+        raise NotImplementedError
+
+    def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """As mitmproxy's, but errors are the side's to answer, and trailers end a body in order: mitmproxy
+        can't pass them on, and raises. An intermediary may leave them out (RFC 9110 section 6.5.1).
+
+        What has come together goes on together: a chunk of a byte would cost as much as a large one.
+        """
+        pieces = []
+        is_broken, end = False, None
+        try:
+            while isinstance(end := self._next_piece(event), h11.Data):
+                pieces.append(end.data)
+        except h11.ProtocolError:
+            is_broken = True
+        if data := b"".join(pieces):
+            yield ReceiveHttp(self.ReceiveData(self.stream_id or 0, data))
+        if self.state != self.read_body:
+            return  # the exchange has ended over it
+        # What isn't body may still be waiting for its end: a chunk's extension, a trailer.
+        if is_broken or (end is None and len(self.buf) > self._max_head):
+            yield from self.body_broken(event)
+        elif end is not None:
+            yield ReceiveHttp(self.ReceiveEndOfMessage(self.stream_id or 0))
+            is_request = isinstance(self, Http1Server)
+            yield from self.mark_done(request=is_request, response=not is_request)
+
+    def _next_piece(self, event: events.Event) -> h11.Data | h11.EndOfMessage | None:
+        if isinstance(event, events.DataReceived):
+            return self.body_reader(self.buf)
+        return self.body_reader.read_eof()
+
+
+class StrictHttp1Server(_StrictHttp1, Http1Server):
     """The side that faces the box."""
 
     def __init__(self, context: Context, watch: HttpWatch, max_head: int) -> None:
         super().__init__(context)
         self._watch = watch
         self._max_head = max_head
+        self._line_checked = False
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         if not isinstance(event, events.DataReceived):
@@ -97,65 +144,97 @@ class StrictHttp1Server(Http1Server):
         if lines is not None and not lines:
             # One empty line before the request line is to be ignored (RFC 9112 section 2.2).
             lines = self.buf.maybe_extract_lines()
-        if lines is None:
-            if len(self.buf) > self._max_head:
-                yield from self._refuse(Refused(431, Reason.HTTP_INVALID, "the request head is too large"))
-            elif self.buf:
-                self._watch.head_started()
-            return
-        if sum(map(len, lines)) > self._max_head or len(lines) > _MAX_FIELDS:
-            yield from self._refuse(Refused(431, Reason.HTTP_INVALID, "the request head is too large"))
-            return
-        self._watch.head_complete()
         try:
-            self.request = read_request([bytes(line) for line in lines])
+            if lines is None:
+                self._check_so_far(event.data)
+                return
+            if sum(map(len, lines)) > self._max_head or len(lines) > _MAX_FIELDS:
+                raise Refused(431, Reason.HTTP_INVALID, "the request head is too large")
+            self.request = request = read_request([bytes(line) for line in lines])
         except Refused as refused:
+            self._watch.head_complete()
             yield from self._refuse(refused)
             return
-        body_size = http1.expected_http_body_size(self.request)
-        yield ReceiveHttp(RequestHeaders(self.stream_id, self.request, body_size == 0))
+        self._watch.head_complete()
+        self._line_checked = False
+        body_size = http1.expected_http_body_size(request)
+        yield ReceiveHttp(RequestHeaders(self.stream_id, request, body_size == 0))
         self.body_reader = make_body_reader(body_size)
         self.state = self.read_body
         yield from self.state(event)
 
-    def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
-        yield from _read_bounded_body(self, super().read_body(event), is_request=True)
-        if self.state == self.read_body and len(self.buf) > self._max_head:
-            # What isn't body is still waiting for its end: a chunk's extension, a trailer.
-            yield from self._refuse(Refused(400, Reason.HTTP_INVALID, "framing of the body"))
-            yield ReceiveHttp(
-                RequestProtocolError(self.stream_id, "framing of the body", ErrorCode.GENERIC_CLIENT_ERROR)
-            )
-
-    def wait(self, event: events.Event) -> layer.CommandGenerator[None]:
-        # What is pipelined behind a pending request is kept, so it has to be bounded.
+    def _check_so_far(self, data: bytes) -> None:
+        """Look at a head that isn't complete. Raises Refused if nothing that still comes can mend it: whoever
+        speaks another protocol sends one line, and waits."""
         if len(self.buf) > self._max_head:
+            raise Refused(431, Reason.HTTP_INVALID, "the request head is too large")
+        if not self.buf:
+            self._watch.head_complete()
+            return
+        self._watch.head_started()
+        if self._line_checked:
+            return
+        if data and b"\n" not in data:
+            if _NOT_IN_A_LINE.search(data):
+                raise Refused(400, Reason.HTTP_INVALID, "request line")
+            return
+        line, end, _ = bytes(self.buf).partition(b"\n")
+        if end:
+            check_request_line(line.removesuffix(b"\r"))
+            self._line_checked = True
+
+    def body_broken(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.DataReceived):
+            response = self._watch.refused_request(Refused(400, Reason.HTTP_INVALID, "framing of the body"))
+            yield from self._hang_up(b"" if self._answer_begun else response)
+            code = ErrorCode.GENERIC_CLIENT_ERROR
+        else:
             yield commands.CloseConnection(self.conn)
             self.state = self.done
-            return
+            code = ErrorCode.CLIENT_DISCONNECTED
+        yield ReceiveHttp(RequestProtocolError(self.stream_id, "the body is broken", code))
+
+    def wait(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield from super().wait(event)
+        self._hold_if_full()
+
+    def mark_done(self, *, request: bool = False, response: bool = False) -> layer.CommandGenerator[None]:
+        yield from super().mark_done(request=request, response=response)
+        self._hold_if_full()
+
+    def _hold_if_full(self) -> None:
+        """What is pipelined behind a pending request is kept, so it has to be bounded."""
+        self._watch.hold(self.state == self.wait and len(self.buf) > self._max_head)
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
         if not isinstance(event, ResponseProtocolError):
             yield from super().send(event)
         elif self.conn.state & ConnectionState.CAN_WRITE:
-            status = event.code.http_status_code() or 0
-            response = None if self.response else self._watch.response_for(status, event.message)
-            if response is None:
+            response = None
+            if not self._answer_begun:
+                response = self._watch.response_for(event.code.http_status_code() or 0, event.message)
+            if response is None and self.request_done:
                 yield commands.CloseConnection(self.conn)
                 self.state = self.done
             else:
-                yield from self._hang_up(response)
+                yield from self._hang_up(response or b"")
+
+    @property
+    def _answer_begun(self) -> bool:
+        return self.response is not None and self.response.status_code != CONTINUE
 
     def _refuse(self, refused: Refused) -> layer.CommandGenerator[None]:
-        yield from self._hang_up(self._watch.refused_head(refused))
+        yield from self._hang_up(self._watch.refused_request(refused))
 
     def _hang_up(self, response: bytes) -> layer.CommandGenerator[None]:
         """Answer and send FIN, then ignore what still comes: closing with bytes unread would reset the
         connection, and the answer with it. The handler ends it after a short while."""
         if self.conn.state & ConnectionState.CAN_WRITE:
-            yield commands.SendData(self.conn, response)
+            if response:
+                yield commands.SendData(self.conn, response)
             yield commands.CloseTcpConnection(self.conn, half_close=True)
+            self._watch.hung_up()
+        self._watch.hold(False)
         self.state = self.discard
 
     def discard(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -164,7 +243,7 @@ class StrictHttp1Server(Http1Server):
         yield from ()
 
 
-class StrictHttp1Client(Http1Client):
+class StrictHttp1Client(_StrictHttp1, Http1Client):
     """The side that faces the upstream."""
 
     def __init__(self, context: Context, max_head: int) -> None:
@@ -177,19 +256,20 @@ class StrictHttp1Client(Http1Client):
             return
         while True:
             lines = self.buf.maybe_extract_lines()
-            if not lines:
+            if lines is None:
                 if len(self.buf) > self._max_head:
                     yield from self._fail("the response head is too large")
                 return
+            if not lines:
+                continue  # the end of a line behind the last body, of servers that send one too many
             try:
-                response = http1.read_response_head([bytes(line) for line in lines])
-                body_size = http1.expected_http_body_size(self.request, response)
+                response, body_size = read_response([bytes(line) for line in lines], self.request)
             except ValueError:
                 yield from self._fail("the response head can't be read")
                 return
             # mitmproxy would take an interim response for the final one, and the final one for the answer
             # to the next request. A client has to do without interim ones (RFC 9110 section 15.2).
-            if not 100 <= response.status_code < 200 or response.status_code == SWITCHING_PROTOCOLS:
+            if not is_interim(response):
                 break
         self.response = response
         yield ReceiveHttp(ResponseHeaders(self.stream_id, response, body_size == 0))
@@ -198,12 +278,17 @@ class StrictHttp1Client(Http1Client):
         yield from self.state(event)
 
     def read_body(self, event: events.Event) -> layer.CommandGenerator[None]:
-        yield from _read_bounded_body(self, super().read_body(event), is_request=False)
-        if self.state == self.read_body and len(self.buf) > self._max_head:
-            yield from self._fail("the framing of the response body is too large")
+        if self.response_done:  # and the request isn't: what comes now answers nothing
+            yield from self._fail("the upstream ended the exchange before the request was complete")
+        else:
+            yield from super().read_body(event)
+
+    def body_broken(self, event: events.Event) -> layer.CommandGenerator[None]:
+        yield from self._fail("the response body is broken")
 
     def _fail(self, message: str) -> layer.CommandGenerator[None]:
         self.buf.maybe_extract_at_most(len(self.buf))
+        self.state = self.done
         yield commands.CloseConnection(self.conn)
         yield ReceiveHttp(ResponseProtocolError(self.stream_id or 0, message, ErrorCode.GENERIC_SERVER_ERROR))
 
@@ -247,6 +332,14 @@ class GateHttpLayer(HttpLayer):
         self._watch = watch
         self._max_head = max_head
         self.connections[context.client] = StrictHttp1Server(context.fork(), watch, max_head)
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """mitmproxy would log what is raised here, and leave the connection as it is."""
+        try:
+            yield from super().handle_event(event)
+        except Exception:
+            log.exception("an HTTP connection failed in the gate and is closed")
+            self._watch.failed()
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
         self.streams[stream_id] = stream = StreamedHttpStream(self.context.fork(), stream_id)

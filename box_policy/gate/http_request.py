@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
@@ -17,11 +18,16 @@ from box_policy.policy.reasons import Reason
 
 _HTTP_PORT: Final = 80
 _HOST: Final = re.compile(rb"(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?")  # RFC 9110 section 7.2
-_NOT_IN_A_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 section 5.5
-_TARGET: Final = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+# RFC 9112 section 3; but methods are letters and hyphens, as all registered ones are. "head" would be another
+# method to a server, and mitmproxy reads it as HEAD.
+_REQUEST_LINE: Final = re.compile(rb"([A-Z][A-Z-]{0,23}) [\x21-\x7e\x80-\xff]+ (HTTP/[0-9]\.[0-9])")
 _VERSIONS: Final = (b"HTTP/1.0", b"HTTP/1.1")
-_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 9.1
 _REFUSED_METHODS: Final = (b"CONNECT", b"PRI")
+_FIELD_LINE: Final = re.compile(  # RFC 9110 sections 5.1 and 5.5; without folding
+    rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*"
+)
+_NEEDED: Final = {b"host", b"content-length", b"transfer-encoding"}
+_MAX_LENGTH_DIGITS: Final = 18  # what fits in 63 bits: beyond, servers differ
 
 
 class Refused(Exception):
@@ -44,30 +50,46 @@ class Target:
     as_sent: bytes
 
 
+def check_request_line(line: bytes) -> None:
+    """Raises Refused if a request can't start with this line. It may be all there is so far of the head."""
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise Refused(400, Reason.HTTP_INVALID, "request line")
+    if match[2] not in _VERSIONS:
+        raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "HTTP version")
+    if match[1] in _REFUSED_METHODS:
+        raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "method")
+
+
 def read_request(lines: list[bytes]) -> Request:
-    """Read a request head. Raises Refused for one that not every server would read in the same way."""
+    """Read a request head. Raises Refused for one that not every server would read in the same way.
+
+    What mitmproxy says of an error is not passed on: it quotes the line, and what is secret in it.
+    """
     if not lines:
         raise Refused(400, Reason.HTTP_INVALID, "no request line")
+    check_request_line(lines[0])
+    if not all(map(_FIELD_LINE.fullmatch, lines[1:])):
+        raise Refused(400, Reason.HTTP_INVALID, "header line")
     try:
         request = http1.read_request_head(lines)
+    except ValueError:
+        raise Refused(400, Reason.HTTP_INVALID, "request target") from None
+    if request.data.scheme not in (b"", b"http"):
+        raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "scheme of the request target")
+    try:
         validate_headers(request)
         http1.expected_http_body_size(request)
-    except ValueError as error:
-        raise Refused(400, Reason.HTTP_INVALID, escape_name(str(error))) from None
-    data = request.data
-    if data.http_version not in _VERSIONS:
-        raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "HTTP version")
-    if not _METHOD.fullmatch(data.method):
-        raise Refused(400, Reason.HTTP_INVALID, "method")
-    if data.method.upper() in _REFUSED_METHODS:
-        raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "method")
-    if data.scheme not in (b"", b"http"):
-        raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "scheme of the request target")
-    if not _TARGET.fullmatch(data.path):
-        raise Refused(400, Reason.HTTP_INVALID, "request target")
-    for _, value in data.headers.fields:
-        if _NOT_IN_A_VALUE.search(value):
-            raise Refused(400, Reason.HTTP_INVALID, "control character or folding in a header")
+    except ValueError:
+        raise Refused(400, Reason.HTTP_INVALID, "length or coding of the body") from None
+    # A server that overlooks either reads what is body here as a request that nobody has judged.
+    if any(value != b"chunked" for value in _values(request, b"transfer-encoding")):
+        raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "transfer coding")
+    if any(len(value) > _MAX_LENGTH_DIGITS for value in _values(request, b"content-length")):
+        raise Refused(400, Reason.HTTP_NOT_SUPPORTED, "content length")
+    if not _NEEDED.isdisjoint(_connection_options(request)):
+        # The next proxy would take them out (RFC 9110 section 7.6.1), and choose another host, or end.
+        raise Refused(400, Reason.HTTP_INVALID, "Connection names a header that is needed")
     return request
 
 
@@ -107,25 +129,48 @@ def _is_address(host: bytes, destination: Destination) -> bool:
 def make_forwardable(request: Request) -> bool:
     """Put a judged request into the form in which it goes upstream. True if it asks for a WebSocket.
 
-    The target becomes origin-form. Any other upgrade than websocket is taken out, as a server that does
-    not know it would do (RFC 9110 section 7.8): what follows an upgrade could not be judged.
+    The target becomes origin-form. What is meant for the next hop alone is taken out, as by any
+    intermediary (RFC 9110 section 7.6.1), and so is any other upgrade than websocket, as a server that does
+    not know it would do (section 7.8): what follows an upgrade could not be judged.
     """
     request.data.authority = b""
-    upgrades = request.headers.get_all("upgrade")
-    if not upgrades:
-        return False
-    if len(upgrades) == 1 and upgrades[0].lower() == "websocket":
-        return True
-    request.headers.pop("upgrade")
-    request.headers.pop("http2-settings", None)
-    if "connection" in request.headers:
-        kept = [
-            token.strip()
-            for token in request.headers["connection"].split(",")
-            if token.strip().lower() not in ("upgrade", "http2-settings")
-        ]
-        request.headers["connection"] = ", ".join(kept) or "keep-alive"
-    return False
+    headers = request.headers
+    options = _connection_options(request)
+    stays = {b"close", b"keep-alive"}
+    if asks_for_websocket := _asks_for_websocket(request, options):
+        stays.add(b"upgrade")
+    taken_out = {*options, b"upgrade", b"http2-settings"} - stays
+    headers.fields = tuple(field for field in headers.fields if field[0].lower() not in taken_out)
+    kept = [option for option in options if option in stays]
+    if kept:
+        headers[b"connection"] = b", ".join(kept)
+    else:
+        headers.pop(b"connection", None)
+    if b"transfer-encoding" in headers:
+        headers[b"transfer-encoding"] = b"chunked"  # whatever its case was
+    return asks_for_websocket
+
+
+def _asks_for_websocket(request: Request, options: Collection[bytes]) -> bool:
+    """RFC 6455 section 4.1. A body would still be under way when the protocol changes."""
+    return (
+        request.data.method == b"GET"
+        and request.data.http_version == b"HTTP/1.1"
+        and b"upgrade" in options
+        and _values(request, b"upgrade") == [b"websocket"]
+        and http1.expected_http_body_size(request) == 0
+    )
+
+
+def _connection_options(request: Request) -> dict[bytes, None]:
+    """What the Connection header names (RFC 9110 section 7.6.1), lower case, in order."""
+    named = b",".join(_values(request, b"connection")).split(b",")
+    return dict.fromkeys(option for part in named if (option := part.strip()))
+
+
+def _values(request: Request, name: bytes) -> list[bytes]:
+    """The values of a header, lower case. As bytes: lower() of a str makes a "k" of more than "K"."""
+    return [value.lower() for key, value in request.data.headers.fields if key.lower() == name]
 
 
 def error_response(

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Final
 
 from mitmproxy.connection import ConnectionState, Server
 
@@ -14,6 +15,9 @@ from box_policy.gate.readers import CountingReader
 from box_policy.gate.reset import reset, reset_now
 from box_policy.policy.addresses import Address
 from box_policy.policy.reasons import Reason
+
+_MAX_OPEN: Final = 4
+"""A request may name another host than the one before; but each costs a descriptor."""
 
 
 @dataclass(slots=True)
@@ -35,20 +39,31 @@ class Upstreams:
         self._dialling: socket.socket | None = None  # until there is a writer for it
         self._open: dict[Server, _Upstream] = {}
         self._received = 0
+        self._kept: CountingReader | None = None
+        """Of the connection in use, if it had served another request before."""
+        self._kept_count = 0
 
     @property
     def received(self) -> int:
         """Bytes that have come from all of them so far."""
         return self._received + sum(upstream.reader.count for upstream in self._open.values())
 
-    async def dial(self, wanted: str, port: int, patience: float) -> tuple[socket.socket | None, str]:
+    async def dial(
+        self, wanted: str, port: int, patience: float, dial_timeout: float
+    ) -> tuple[socket.socket | None, str]:
         """Connect to an allowed address, or if that fails to another. Until :meth:`add` a new policy may end
-        what comes of it. Returns why, if nothing did. ``patience``: seconds for each address."""
+        what comes of it. Returns why, if nothing did. ``patience``: seconds for each address;
+        ``dial_timeout``: after which no other is tried."""
+        self._kept = None
         addresses = sorted(self.allowed, key=lambda address: str(address) != wanted)[:MAX_TRIED]
         if not addresses or str(addresses[0]) != wanted:
             return None, "no verdict"
         error = ""
+        loop = asyncio.get_running_loop()
+        last_begin = loop.time() + dial_timeout
         for address in addresses:
+            if error and loop.time() >= last_begin:
+                break
             if address not in self.allowed:
                 continue  # by a policy that came while another was tried
             self.dialled = address
@@ -61,7 +76,7 @@ class Upstreams:
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 async with asyncio.timeout(patience):
-                    await asyncio.get_running_loop().sock_connect(sock, (str(address), port))
+                    await loop.sock_connect(sock, (str(address), port))
             except TimeoutError:
                 error = f"{address}: timed out"
                 sock.close()
@@ -95,8 +110,13 @@ class Upstreams:
             reset_now(self._dialling)
 
     def add(self, server: Server, claim: Claim, writer: asyncio.StreamWriter, reader: CountingReader) -> None:
+        """It is open, and serves the request under way. The one that has been idle longest may have to go."""
         self._dialling = None
         self._open[server] = _Upstream(claim, writer, reader)
+        while len(self._open) > _MAX_OPEN:
+            oldest = next(iter(self._open))
+            self._open[oldest].writer.close()
+            self.remove(oldest)
 
     def remove(self, server: Server) -> None:
         upstream = self._open.pop(server, None)
@@ -115,7 +135,14 @@ class Upstreams:
 
     def use(self, server: Server, claim: Claim) -> None:
         """It is to serve another request."""
-        self._open[server].claim = claim
+        upstream = self._open[server] = self._open.pop(server)  # the last one used comes last
+        upstream.claim = claim
+        self._kept, self._kept_count = upstream.reader, upstream.reader.count
+
+    def left_before_answering(self) -> bool:
+        """The connection in use was kept from an earlier request, and its other end has closed it without a
+        byte for this one. Whether to ask again is the client's to decide (RFC 9112 section 9.3.1)."""
+        return self._kept is not None and self._kept.count == self._kept_count
 
     def judge_again(self) -> None:
         """Reset those that the box's policy in force does not allow."""

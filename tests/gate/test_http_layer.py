@@ -1,4 +1,4 @@
-"""The side of the HTTP layer that faces the upstream, without I/O: bounded, whatever an upstream sends."""
+"""Both sides of the HTTP layer, without I/O: bounded, whatever an upstream or a client sends."""
 
 from collections.abc import Iterator
 
@@ -19,6 +19,8 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from box_policy.gate.http_layer import StrictHttp1Client
+from tests.gate import http_forwarding
+from tests.gate.http_forwarding import Forwarding
 
 MAX_HEAD = 1024
 
@@ -26,7 +28,7 @@ MAX_HEAD = 1024
 class Upstream:
     """The client layer, with a request sent and what it makes of the answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = True) -> None:
         self.server = Server(address=("51.81.10.10", 80))
         self.server.state = ConnectionState.OPEN
         client = Client(peername=("10.0.2.15", 1), sockname=("51.81.10.10", 80), state=ConnectionState.OPEN)
@@ -36,8 +38,9 @@ class Upstream:
         self.commands: list[commands.Command] = []
         self._handle(events.Start())
         request = Request.make("GET", "http://allowed.test/")
-        self._handle(RequestHeaders(1, request, end_stream=True))
-        self._handle(RequestEndOfMessage(1))
+        self._handle(RequestHeaders(1, request, end_stream=whole))
+        if whole:
+            self._handle(RequestEndOfMessage(1))
 
     def answers(self, *pieces: bytes) -> None:
         for piece in pieces:
@@ -93,3 +96,30 @@ def test_what_never_ends_is_ended(start: bytes) -> None:
     assert upstream.closed
     assert list(upstream.received(ResponseProtocolError))
     assert len(upstream.layer.buf) <= MAX_HEAD + 100
+
+
+def test_what_comes_behind_an_early_response_ends_the_exchange() -> None:
+    upstream = Upstream(whole=False)
+    upstream.answers(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.1 200 OK\r\n\r\n")
+    assert len(list(upstream.received(ResponseHeaders))) == 1
+    assert len(list(upstream.received(ResponseEndOfMessage))) == 1
+    assert len(list(upstream.received(ResponseProtocolError))) == 1
+    assert upstream.closed
+
+
+def test_what_is_pipelined_behind_a_pending_request_is_held_back_at_a_bound() -> None:
+    forwarding = Forwarding(answers=False)
+    request = b"GET / HTTP/1.1\r\nHost: allowed.test\r\nX: " + b"y" * 1000 + b"\r\n\r\n"
+    held = []
+    for _ in range(8):
+        forwarding.send(request)
+        held.append(forwarding.held)
+    assert held == [number * len(request) > http_forwarding.MAX_HEAD for number in range(8)]
+    forwarding.answer()
+    assert forwarding.held
+    for _ in range(3):
+        forwarding.answer()
+    assert not forwarding.held
+    (upstream,) = forwarding.upstreams.values()
+    assert len(upstream.judged) == 5
+    assert forwarding.refused == []

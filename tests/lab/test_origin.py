@@ -147,6 +147,18 @@ def test_paths(lab: Lab, port: int) -> None:
             get(sock, "/close-early")
 
 
+def test_a_response_of_the_clients_own(lab: Lab) -> None:
+    with connect(lab, plan.ALLOWED4, 80) as sock:
+        sock.sendall(b"POST /raw?%00HTTP%0D%0A HTTP/1.1\r\nHost: allowed.test\r\nContent-Length: 2\r\n\r\n")
+        assert sock.recv(100) == b"\0HTTP\r\n"
+        sock.sendall(b"hi")
+        response, _ = get(sock)
+        assert response.status == 200
+        sock.sendall(b"GET /raw-end?the+end HTTP/1.1\r\nHost: allowed.test\r\n\r\n")
+        assert sock.makefile("rb").read() == b"the+end"
+    assert [request.complete for request in lab.requests()] == [True, True, False]
+
+
 def test_hold_never_answers(lab: Lab) -> None:
     with socket.create_connection((plan.ALLOWED4, 80)) as sock:
         sock.sendall(b"GET /hold HTTP/1.1\r\nHost: allowed.test\r\n\r\n")

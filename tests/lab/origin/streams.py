@@ -124,6 +124,7 @@ class Acceptor:
         sock = socket.create_server(
             ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096, reuse_port=False
         )
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         await loop.create_server(
             lambda: _Recorded(self._journal, self._open, service, certificates), sock=sock
         )

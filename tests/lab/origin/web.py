@@ -7,12 +7,14 @@
 ``/ws``                    a WebSocket that echoes
 ``/close-early``           announces 1000 bytes, sends 10, and closes
 ``/hold``                  no answer at all
+``/raw?BYTES``             those bytes, percent-encoded, as they are and at once, in place of a response
+``/raw-end?BYTES``         the same, and the end of the connection
 """
 
 import asyncio
 import json
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 import h11
 from wsproto import ConnectionType, WSConnection
@@ -40,11 +42,15 @@ class Site:
         await _Exchange(self._journal, stream).run()
 
 
+def _connection() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=256 << 10)
+
+
 class _Exchange:
     def __init__(self, journal: Journal, stream: Stream) -> None:
         self._journal = journal
         self._stream = stream
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=256 << 10)
+        self._http = _connection()
         self._head_only = False
 
     async def run(self) -> None:
@@ -82,6 +88,8 @@ class _Exchange:
         if url.path == "/ws":
             await self._web_socket(head)
             return False
+        if url.path in ("/raw", "/raw-end"):
+            return await self._raw(request, unquote_to_bytes(url.query), ends=url.path == "/raw-end")
         if self._http.they_are_waiting_for_100_continue:
             await self._send(h11.InformationalResponse(status_code=100, headers=[]))
         body = await self._body(request, keep=url.path == "/echo")
@@ -167,6 +175,18 @@ class _Exchange:
             sent += 1
             await asyncio.sleep(interval)
         await self._send(h11.EndOfMessage())
+
+    async def _raw(self, request: Request, data: bytes, *, ends: bool) -> bool:
+        await self._stream.write(data)
+        if ends:
+            return False
+        await self._body(request, keep=False)
+        waiting, _ = self._http.trailing_data
+        # h11 knows nothing of what was sent, so the next request begins a new connection for it.
+        self._http = _connection()
+        if waiting:
+            self._http.receive_data(waiting)
+        return await self._answer()
 
     async def _web_socket(self, head: h11.Request) -> None:
         socket = WSConnection(ConnectionType.SERVER)
