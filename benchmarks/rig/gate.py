@@ -9,13 +9,17 @@ from benchmarks.rig import plan
 from box_policy.audit.sinks import Audit, JsonLines
 from box_policy.gate.embedded import EmbeddedGate
 from box_policy.gate.gate import Settings
+from box_policy.gate.limits import Limits
 from box_policy.policy.model import NetworkPolicy
+
+LIMITS = Limits(connections=4096, connection_rate=1_000_000)
+"""What is measured is what a connection costs, not what a box may have."""
 
 
 async def serve(records: Path | None) -> None:
     """Serve the rig's box until the process is ended."""
     audit = Audit(JsonLines(records)) if records is not None else Audit()
-    gate = EmbeddedGate(Settings(name_servers=[plan.ORIGIN]), audit)
+    gate = EmbeddedGate(Settings(name_servers=[plan.ORIGIN], limits=LIMITS), audit)
     policy = NetworkPolicy.parse({"mode": "custom", "allowed_domains": [plan.NAME]})
     gate.gate.put_policy("box", gate.gate.compile(policy))
     gate.start()

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from box_policy.audit.records import Entry, Event, Outcome, PolicyRecord, Protocol
+from box_policy.audit.records import Entry, Event, Outcome, PolicyRecord, Protocol, SuppressedRecord
 from box_policy.policy.reasons import Reason
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -30,6 +30,7 @@ class Metrics(Collector):
         self._decisions: defaultdict[tuple[Protocol, bool, Reason], int] = defaultdict(int)
         self._ends: defaultdict[Reason, int] = defaultdict(int)
         self._policies: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        self._suppressed = 0
         self._up = 0
         self._down = 0
         self._live: dict[str, tuple[str, bool, Callable[[], float]]] = {}
@@ -39,6 +40,8 @@ class Metrics(Collector):
     def __call__(self, record: Entry) -> None:
         if isinstance(record, PolicyRecord):
             self._policies[record.outcome] += 1
+        elif isinstance(record, SuppressedRecord):
+            self._suppressed += record.records
         elif record.event is Event.DECISION:
             self._decisions[record.protocol, record.allowed, record.reason] += 1
         else:
@@ -90,6 +93,11 @@ class Metrics(Collector):
         for outcome, count in self._policies.items():
             policies.add_metric((outcome,), count)
         yield policies
+        yield CounterMetricFamily(
+            f"{_PREFIX}records_suppressed",
+            "Records that were counted, and not written: there were too many of a box.",
+            self._suppressed,
+        )
         for name, (help_text, grows, value) in self._live.items():
             family = CounterMetricFamily if grows else GaugeMetricFamily
             yield family(_PREFIX + name, help_text, value())

@@ -1,4 +1,5 @@
-"""One record a decision, one more at the end of an allowed connection, and one for each new policy.
+"""One record a decision, one more at the end of an allowed connection, and one for each new policy. Where
+there are too many of a box, one says how many were left out.
 
 The fields and the words in them are fixed: the same record feeds the JSON log, the console, the stream
 of decisions and the table at the end of a run. ``docs/records.md`` describes them for operators.
@@ -31,6 +32,7 @@ class Event(StrEnum):
     DECISION = "decision"
     END = "end"
     POLICY = "policy"
+    SUPPRESSED = "suppressed"
 
 
 class Outcome(StrEnum):
@@ -177,7 +179,30 @@ class PolicyRecord:
         return json.dumps(self.as_dict(), separators=(",", ":"))
 
 
-type Entry = Record | PolicyRecord
+@dataclass(slots=True, kw_only=True)
+class SuppressedRecord:
+    """How many records of a box were not written since the last that was: there were too many."""
+
+    box: str
+    records: int
+    time: float = field(default_factory=time.time)
+    event: Event = Event.SUPPRESSED
+
+    def as_dict(self) -> dict[str, object]:
+        """The record with its fixed field names."""
+        return {
+            "time": timestamp(self.time),
+            "event": self.event,
+            "box": self.box,
+            "records": self.records,
+        }
+
+    def as_json(self) -> str:
+        """One line of ASCII JSON, without the line's end."""
+        return json.dumps(self.as_dict(), separators=(",", ":"))
+
+
+type Entry = Record | PolicyRecord | SuppressedRecord
 """What sinks are given."""
 
 

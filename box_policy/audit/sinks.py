@@ -1,18 +1,22 @@
 """Where records go. No sink ever makes the gate wait."""
 
 import errno
+import logging
 import os
 import queue
 import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-from box_policy.audit.records import Entry, Event, Outcome, PolicyRecord
+from box_policy.audit.pace import Pace
+from box_policy.audit.records import Entry, Event, Outcome, PolicyRecord, SuppressedRecord
 from box_policy.policy.reasons import Reason
+
+log = logging.getLogger(__name__)
 
 type Sink = Callable[[Entry], None]
 
@@ -28,20 +32,58 @@ should not begin in the middle of a burst of them."""
 
 
 class Audit:
-    """Hands every record to every sink.
+    """Hands every record to every sink, but to those that keep or write them no more of a box than its pace
+    allows.
 
     What a sink raises is raised here: a decision that cannot be recorded must not take effect.
     """
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = list(sinks)
+        self._paced: list[Sink] = []
+        self._pace: Pace | None = None
 
     def add(self, sink: Sink) -> None:
+        """Add one that gets every record: it counts, say."""
         self._sinks.append(sink)
+
+    def add_paced(self, sink: Sink) -> None:
+        """Add one to which records cost something. Of those that it doesn't get it gets the number."""
+        self._paced.append(sink)
+
+    def set_pace(self, rate: float, burst: int) -> None:
+        """How many records of each box the paced sinks get: so many a second, and so many at once. Until this
+        is called they get all."""
+        self._pace = Pace(rate, burst)
 
     def __call__(self, record: Entry) -> None:
         for sink in self._sinks:
             sink(record)
+        if self._pace is None or self._pace.admits(record):
+            for sink in self._paced:
+                sink(record)
+
+    def note(self, make: Callable[[], Entry]) -> None:
+        """Record what stands whether it can be recorded or not: a denial, or an end. Never raises."""
+        try:
+            self(make())
+        except Exception:
+            log.exception("a denial, or an end, could not be recorded")
+
+    def tell(self) -> None:
+        """Record how many were left out, where it is time to. To be called a few times a second."""
+        if self._pace is not None:
+            self._record_all(self._pace.due())
+
+    def forget(self, box: str) -> None:
+        """A box has gone: record what is still to be told of it."""
+        if self._pace is not None:
+            self._record_all(self._pace.forget(box))
+
+    def _record_all(self, records: Iterable[SuppressedRecord]) -> None:
+        for record in records:
+            for sink in (*self._sinks, *self._paced):
+                sink(record)
 
 
 class _Written:
@@ -151,6 +193,8 @@ class Console(_Written):
     def _line(self, record: Entry) -> str | None:
         if isinstance(record, PolicyRecord):
             return _policy_line(record)
+        if isinstance(record, SuppressedRecord):
+            return f"({record.records} records of {record.box} left out: too many)"
         if record.event is not Event.DECISION and record.reason is not Reason.POLICY_CHANGED:
             return None
         cut = record.event is Event.END

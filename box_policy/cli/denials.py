@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import IO, Final
 
-from box_policy.audit.records import Entry, Event, PolicyRecord, Protocol, Record
+from box_policy.audit.records import Entry, Event, Protocol, Record
 from box_policy.policy.reasons import Reason
 
 MAX_ROWS: Final = 500
@@ -35,7 +35,7 @@ class Denials:
         self.left_out = 0
 
     def __call__(self, record: Entry) -> None:
-        if isinstance(record, PolicyRecord):
+        if not isinstance(record, Record):
             return
         if record.allowed or record.event is not Event.DECISION or record.reason in _NOT_THE_POLICY:
             return

@@ -29,6 +29,7 @@ from box_policy.cli.policy_options import (
 from box_policy.cli.signals import Signals
 from box_policy.cli.terminal import Streams, set_window_size
 from box_policy.cli.work_directory import control_socket, work_directory
+from box_policy.gate.limits import Limits
 from box_policy.policy.addresses import InvalidCidr, canonical_cidr
 from box_policy.policy.model import NetworkPolicy
 from box_policy.sandbox.launcher import Box, BoxSpec, ProgramNotFoundError, ProgramSpec, SandboxError
@@ -51,6 +52,7 @@ class _Run:
     token_file: Path | None
     private_ranges: Sequence[str]
     name_servers: Sequence[str]
+    limits: Limits
     spec: BoxSpec
     path: str
     env: dict[str, str]
@@ -78,6 +80,12 @@ def run(
     name_server: Annotated[
         list[str] | None,
         typer.Option(metavar="ADDRESS", help="Ask this name server, not those of resolv.conf."),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="What the box may cost the gate: connections=512. Repeatable."
+        ),
     ] = None,
     workdir: Annotated[
         str | None, typer.Option(metavar="DIR", help="A directory to mount read-write as /workspace.")
@@ -122,6 +130,7 @@ def run(
             token_file=token_file,
             private_ranges=[canonical_cidr(cidr) for cidr in private_range or ()],
             name_servers=[name_server_address(server) for server in name_server or ()],
+            limits=chosen_limits(limit),
             spec=BoxSpec(
                 _BOX,
                 workdir=work_directory(
@@ -164,6 +173,14 @@ def name_server_address(server: str) -> str:
         fail(f"--name-server: {server!r} is not an IP address", USAGE)
 
 
+def chosen_limits(given: Sequence[str] | None) -> Limits:
+    """The limits that were typed. Ends the command if they are none."""
+    try:
+        return Limits.parse(given or ())
+    except ValueError as error:
+        fail(f"--limit: {error}", USAGE)
+
+
 def _environment(given: Sequence[str]) -> dict[str, str]:
     environment = {name: os.environ[name] for name in ("TERM", "COLORTERM", "NO_COLOR") if name in os.environ}
     for item in given:
@@ -203,11 +220,11 @@ async def _run(asked: _Run) -> int:
             log = JsonLines(asked.log)
         except OSError as error:
             fail(f"--log {asked.log}: {error.strerror}", USAGE)
-        audit.add(log)
+        audit.add_paced(log)
     console: Console | None = None
     if asked.verbose or asked.watch or asked.control:
         console = Console(sys.stderr)
-        audit.add(console if asked.verbose else _OnlyPolicies(console))
+        audit.add_paced(console if asked.verbose else _OnlyPolicies(console))
     with Signals() as signals:
         try:
             status = await _run_in_box(asked, audit, signals)
@@ -259,7 +276,9 @@ async def _run_in_box(asked: _Run, audit: Audit, signals: Signals) -> int:
         from box_policy.gate.gate import Settings
 
         box = await creating
-        settings = Settings(private_ranges=asked.private_ranges, name_servers=asked.name_servers)
+        settings = Settings(
+            private_ranges=asked.private_ranges, name_servers=asked.name_servers, limits=asked.limits
+        )
         embedded = EmbeddedGate(settings, audit)
         cleanup.push_async_callback(embedded.close)
         embedded.start()

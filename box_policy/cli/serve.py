@@ -18,7 +18,7 @@ from box_policy.audit.sinks import Audit, Console, JsonLines
 from box_policy.cli.check import read_or_exit
 from box_policy.cli.errors import FAILURE, USAGE, fail
 from box_policy.cli.remote import default_address
-from box_policy.cli.run import name_server_address
+from box_policy.cli.run import chosen_limits, name_server_address
 from box_policy.control.http.address import (
     ControlError,
     InheritedAddress,
@@ -28,6 +28,7 @@ from box_policy.control.http.address import (
     parse_control_address,
 )
 from box_policy.control.http.token import read_token
+from box_policy.gate.limits import Limits
 from box_policy.policy.addresses import InvalidCidr, canonical_cidr
 from box_policy.policy.model import NetworkPolicy
 
@@ -89,6 +90,14 @@ def serve(
             help="Ask this name server, not those of resolv.conf.",
         ),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            envvar="BOX_POLICY_LIMITS",
+            help="What each box may cost the gate: connections=512. Repeatable.",
+        ),
+    ] = None,
     log: Annotated[
         Path | None,
         typer.Option(envvar="BOX_POLICY_LOG", help="Append every decision to a file, as JSON lines."),
@@ -110,6 +119,7 @@ def serve(
             max_boxes=max_boxes,
             private_ranges=[canonical_cidr(cidr) for cidr in private_range or ()],
             name_servers=[name_server_address(server) for server in name_server or ()],
+            limits=chosen_limits(limit),
         )
     except (ControlError, InvalidCidr) as error:
         fail(str(error), USAGE)
@@ -135,6 +145,7 @@ class _Options:
     max_boxes: int
     private_ranges: Sequence[str]
     name_servers: Sequence[str]
+    limits: Limits
 
 
 def _address(listen: str | None, uds: str | None, inherit: int | None) -> ListeningAddress:
@@ -172,7 +183,7 @@ async def _serve(options: _Options, owner: int | None, log: Path | None, verbose
         if verbose:
             written.append(Console(sys.stderr))
         for sink in written:
-            audit.add(sink)
+            audit.add_paced(sink)
             cleanup.callback(sink.close)
         launcher = NamespaceLauncher()
         try:
@@ -206,7 +217,11 @@ async def _start(
     try:
         service = Service(
             ServiceSettings(
-                gate=Settings(private_ranges=options.private_ranges, name_servers=options.name_servers),
+                gate=Settings(
+                    private_ranges=options.private_ranges,
+                    name_servers=options.name_servers,
+                    limits=options.limits,
+                ),
                 runtimes=Runtimes(toolchains.path, toolchains.read_only, parse_roots(options.rootfs)),
                 sizes=parse_sizes(options.sizes),
                 max_boxes=options.max_boxes,

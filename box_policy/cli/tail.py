@@ -38,7 +38,9 @@ def tail(
     ] = None,
     event: Annotated[
         list[Event] | None,
-        typer.Option(metavar="EVENT", help="Of this kind alone: decision, end or policy. Repeatable."),
+        typer.Option(
+            metavar="EVENT", help="Of this kind alone: decision, end, policy or suppressed. Repeatable."
+        ),
     ] = None,
     lines: Annotated[
         int,
@@ -53,8 +55,9 @@ def tail(
 ) -> None:
     """Show what the gate decides, one line a record, until Ctrl-C.
 
-    Decisions, ends of connections, and new policies. When the gate restarts, or the connection breaks,
-    it goes on behind the last record. Exit status 1 if the gate can't be reached at first, or says no.
+    Decisions, ends of connections, new policies, and how many records were left out because they were too
+    many. When the gate restarts, or the connection breaks, it goes on behind the last record. Exit status 1
+    if the gate can't be reached at first, or says no.
     """
     if denied and allowed:
         fail("give --denied or --allowed, not both", USAGE)
@@ -113,6 +116,8 @@ def readable(record: Mapping[str, Any]) -> str:
     box = said.get("box", "")
     if said.get("event") == Event.POLICY:
         return _policy_line(said, box)
+    if said.get("event") == Event.SUPPRESSED:
+        return f"({said.get('records', '?')} records of {box} left out: too many)"
     cut = said.get("event") == Event.END and said.get("reason") == Reason.POLICY_CHANGED
     if said.get("event") == Event.END:
         verdict = typer.style("cut  ", fg="red") if cut else typer.style("end  ", dim=True)

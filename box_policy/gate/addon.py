@@ -34,11 +34,25 @@ _OPERATOR_OPTIONS: Final = (
     "box_policy_name_servers",
     "box_policy_ech",
     "box_policy_resolve_for_cidrs",
+    "box_policy_limits",
     "box_policy_log",
     "box_policy_dns_port",
     "box_policy_boxes",
 )
 _STOCK_MODE: Final = "regular"
+_STOCK_OPTIONS: Final = {
+    # An eager mitmproxy dials where the client wants to go before anything has been decided.
+    "connection_strategy": "lazy",
+    # Against open proxies; here it would cut boxes whose addresses look public, and only those that speak
+    # HTTP. Who connects to the gate itself, from wherever, has no destination that could be allowed.
+    "block_global": False,
+    # All that a box sends and gets by HTTP would be kept in memory.
+    "store_streamed_bodies": False,
+    # What one server takes for a mistake, another may take for a second opinion.
+    "validate_inbound_headers": True,
+}
+"""mitmproxy's own options that would undo or disturb the gate, whoever sets them otherwise: on the command
+line, in its ``config.yaml``, while it runs."""
 
 
 class EgressPolicy:
@@ -90,6 +104,12 @@ class EgressPolicy:
             "Resolve names under a policy that has CIDRs alone, to addresses inside them.",
         )
         loader.add_option(
+            "box_policy_limits",
+            Sequence[str],
+            [],
+            "What each box may cost, as NAME=VALUE: see docs/boxes.md.",
+        )
+        loader.add_option(
             "box_policy_boxes",
             Sequence[str],
             [],
@@ -104,7 +124,7 @@ class EgressPolicy:
         )
 
     def configure(self, updated: set[str]) -> None:
-        if "connection_strategy" in updated or self.gate is None:
+        if self.gate is None or updated & _STOCK_OPTIONS.keys():
             self._set_stock_options()
         if "mode" in updated or self.gate is None:
             self._check_modes()
@@ -114,16 +134,11 @@ class EgressPolicy:
             self.refuse("what the operator sets can't change while it runs: restart")
 
     def _set_stock_options(self) -> None:
-        """Set those of mitmproxy's own options that would undo or disturb the gate."""
-        # An eager mitmproxy dials where the client wants to go before anything has been decided.
-        if ctx.options.connection_strategy != "lazy":
-            ctx.options.update(connection_strategy="lazy")
-        if ctx.options.connection_strategy != "lazy":
-            self.refuse("needs connection_strategy=lazy")
-        # Against open proxies; here it would cut boxes whose addresses look public, and only those that speak
-        # HTTP. Who connects to the gate itself, from wherever, has no destination that could be allowed.
-        if getattr(ctx.options, "block_global", False):
-            ctx.options.update(block_global=False)
+        for name, value in _STOCK_OPTIONS.items():
+            if name in ctx.options and getattr(ctx.options, name) != value:
+                ctx.options.update(**{name: value})
+                if getattr(ctx.options, name) != value:
+                    self.refuse(f"needs {name}={value}")
 
     def _check_modes(self) -> None:
         boxes = ctx.options.box_policy_boxes
@@ -155,18 +170,22 @@ class EgressPolicy:
             except ValueError:
                 self.refuse(f"box_policy_name_servers: {server!r} is not an IP address")
         try:
+            limits = Limits.parse(options.box_policy_limits)
+        except ValueError as error:
+            self.refuse(f"box_policy_limits: {error}")
+        try:
             settings = Settings(
                 private_ranges=tuple(options.box_policy_private_ranges),
                 name_servers=tuple(options.box_policy_name_servers),
                 deny_ech=options.box_policy_ech == "deny",
                 resolve_for_cidrs=options.box_policy_resolve_for_cidrs,
-                limits=Limits(),
+                limits=limits,
             )
             if options.box_policy_log:
                 self._log = JsonLines(Path(options.box_policy_log))
-                self.audit.add(self._log)
+                self.audit.add_paced(self._log)
             self._console = Console(sys.stderr)
-            self.audit.add(self._console)
+            self.audit.add_paced(self._console)
             self.gate = Gate(settings, self.audit, self._take_http)
         except InvalidCidr as error:
             self.refuse(f"box_policy_private_ranges: {error}")
@@ -240,10 +259,12 @@ class EgressPolicy:
 
     async def client_connected(self, client: Client) -> None:
         """The first hook of a connection, before any layer or dial: here the gate takes it over."""
+        # Whatever happens next, mitmproxy serves it no further.
+        before, client.error = client.error, "box-policy: taken over"
         handler = self._proxyserver().connections.get(client.id)
         if isinstance(handler, HttpHandler):
+            client.error = before
             return
-        client.error = "box-policy: taken over"  # whatever happens next, mitmproxy serves it no further
         if (
             self.gate is None
             or handler is None
@@ -264,9 +285,10 @@ class EgressPolicy:
 
     def server_connect(self, data: ServerConnectionHookData) -> None:
         """No dial without a verdict: only the gate's own HTTP connections may ask for one."""
+        before, data.server.error = data.server.error, "box-policy: no verdict"
         handler = self._proxyserver().connections.get(data.client.id)
-        if not isinstance(handler, HttpHandler):
-            data.server.error = "box-policy: no verdict"
+        if isinstance(handler, HttpHandler):
+            data.server.error = before
 
     def _take_http(self, handed_over: HandedOver) -> None:
         if self._door is None:

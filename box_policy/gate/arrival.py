@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ from box_policy.gate.boxes import GatedBox
 from box_policy.gate.claim import NAME_MAY_DECIDE, Claim, HandedOver
 from box_policy.gate.destination import Destination, original_destination
 from box_policy.gate.dial import Dial
+from box_policy.gate.failures import attempt, every
 from box_policy.gate.farewell import Farewell
 from box_policy.gate.poller import ERROR, HANG_UP, QUIET, READ
 from box_policy.gate.reset import reset
@@ -51,9 +53,9 @@ class Arrival:
         self._hello: ClientHelloReader | None = None
         self._resolving = False
         self._done = False
+        lane.arriving.start(self, self._claim.accepted)
         box.live.add(self)
         box.pending += 1
-        lane.arriving.start(self, self._claim.accepted)
 
     def begin(self, received: bytes) -> None:
         """Judge the destination by itself; look at the first bytes if that does not decide."""
@@ -63,8 +65,9 @@ class Arrival:
         elif verdict.reason not in NAME_MAY_DECIDE:
             self._deny(verdict)
         else:
-            self._hello = ClientHelloReader()
-            self._lane.poller.watch(self._sock.fileno(), READ, self)
+            limits = self._lane.limits
+            self._hello = ClientHelloReader(limits.hello, limits.hello_extensions)
+            self._claim.box.poller.watch(self._sock.fileno(), READ, self)
             if received:
                 self._take(received)
 
@@ -103,6 +106,9 @@ class Arrival:
             self._claim.name = None  # its address lets it through; the name may be false
             self._dial(verdict, bytes(self._hello.received))
         return False
+
+    def buffered(self) -> int:
+        return len(self._hello.received) if self._hello is not None else 0
 
     def _take(self, data: bytes) -> None:
         hello = self._hello
@@ -143,6 +149,7 @@ class Arrival:
 
     def _judge_hello(self, hello: ClientHello) -> None:
         claim = self._claim
+        claim.hello = hello
         claim.ech = hello.ech
         claim.name_as_sent = hello.server_name
         if hello.server_name is None:
@@ -160,9 +167,9 @@ class Arrival:
             self._deny(verdict)
             return
         self._resolving = True
-        self._lane.resolve(claim.name, self._resolved, self._may_ask)
+        self._lane.resolve(claim.name, self._resolved, self._may_ask, claim.box.id)
         if not self._done:
-            self._lane.poller.watch(self._sock.fileno(), QUIET, self)
+            claim.box.poller.watch(self._sock.fileno(), QUIET, self)
 
     def _may_ask(self) -> bool:
         claim = self._claim
@@ -170,66 +177,77 @@ class Arrival:
 
     def _resolved(self, resolution: Resolution) -> None:
         """Called by the resolver, so whatever goes wrong has to end here."""
+        attempt(self, self._judge_resolution, resolution)
+
+    def _judge_resolution(self, resolution: Resolution) -> None:
         claim = self._claim
         if self._done or claim.name is None or self._hello is None:
             return
-        try:
-            claim.resolved = resolution.addresses
-            # Judged from the start again: the policy may have changed while the answer was awaited.
-            verdict = claim.box.policy.judge_resolution(claim.name, resolution.addresses)
-            if verdict.allowed:
-                self._dial(verdict, bytes(self._hello.received))
-            elif verdict.reason is Reason.RESOLUTION_FAILED:
-                self._deny(verdict, alert=INTERNAL_ERROR, detail=resolution.error)
-            else:
-                self._deny(verdict)
-        except Exception as error:
-            log.exception("a connection failed in the gate and is closed")
-            self.failed(error)
+        if resolution.failed:
+            self._end(Verdict.denied(Reason.INTERNAL_ERROR), resolution.error)
+            return
+        claim.resolved = resolution.addresses
+        # Judged from the start again: the policy may have changed while the answer was awaited.
+        verdict = claim.box.policy.judge_resolution(claim.name, resolution.addresses)
+        if verdict.allowed:
+            self._dial(verdict, bytes(self._hello.received))
+        elif verdict.reason is Reason.RESOLUTION_FAILED:
+            self._deny(verdict, alert=INTERNAL_ERROR, detail=resolution.error)
+        else:
+            self._deny(verdict)
 
     # Ways out. Each is taken once. All but the hand-over leave one record; there the HTTP side does.
 
     def _dial(self, verdict: Verdict, received: bytes) -> None:
         dial = Dial(self._lane, self._sock, self._claim, verdict, received)
         self._lane.audit(self._claim.decision(verdict, dialled=dial.first))
+        attempt(dial, self._leave_to, dial)
+
+    def _leave_to(self, dial: Dial) -> None:
         self._leave(watched=True)
         dial.begin()
 
     def _hand_over(self, received: bytes) -> None:
         self._claim.protocol = Protocol.HTTP
-        self._leave()
-        self._lane.hand_over(HandedOver(self._sock, received, self._claim))
+        try:
+            self._leave()
+            self._lane.hand_over(HandedOver(self._sock, received, self._claim))
+        except Exception:
+            log.exception("an HTTP connection failed in the gate and is closed")
+            reset(self._sock)
+            self._lane.audit.note(lambda: self._claim.decision(Verdict.denied(Reason.INTERNAL_ERROR)))
 
     def _deny(self, verdict: Verdict, *, alert: int = ACCESS_DENIED, detail: str = "") -> None:
         """Say no in the client's own protocol, as far as that is known."""
         if self._done:
             return
         if self._claim.speaks_tls and verdict.reason is not Reason.CLIENT_GONE:
-            self._lane.audit(self._claim.decision(verdict, detail=detail))
-            self._leave()
-            Farewell(self._lane, self._sock, self._claim.box, fatal_alert(alert)).begin()
+            farewell = Farewell(self._lane, self._sock, self._claim.box, fatal_alert(alert))
+            self._end(verdict, detail, farewell)
         else:
             self._end(verdict, detail)
 
-    def _end(self, verdict: Verdict, detail: str = "") -> None:
-        """Reset. Must not raise: it is what is left when something else did."""
+    def _end(self, verdict: Verdict, detail: str = "", farewell: Farewell | None = None) -> None:
+        """Reset, if there is no farewell: it is what is left when something else has failed."""
         if self._done:
             return
-        self._leave()
-        reset(self._sock)
-        try:
-            self._lane.audit(self._claim.decision(verdict, detail=detail))
-        except Exception:
-            log.exception("a denial could not be recorded")
+        close = partial(reset, self._sock)
+        if farewell is not None:
+            close = partial(attempt, farewell, farewell.begin)
+        every(
+            self._leave,
+            close,
+            lambda: self._lane.audit.note(lambda: self._claim.decision(verdict, detail=detail)),
+        )
 
     def _leave(self, *, watched: bool = False) -> None:
         """Leave every register; but that of the poller if the next owner takes it over."""
         self._done = True
-        if not watched:
-            self._lane.poller.unregister(self._sock.fileno())
-        self._lane.arriving.stop(self)
         self._claim.box.live.discard(self)
         self._claim.box.pending -= 1
+        every(partial(self._lane.arriving.stop, self))
+        if not watched:
+            every(partial(self._claim.box.poller.unregister, self._sock.fileno()))
 
 
 def _destination(sock: socket.socket) -> Destination:

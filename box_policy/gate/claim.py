@@ -11,6 +11,7 @@ from box_policy.gate.destination import Destination
 from box_policy.policy.addresses import Address
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import Verdict
+from box_policy.wire.client_hello import ClientHello
 
 NAME_MAY_DECIDE: Final = (Reason.ADDRESS_NOT_ALLOWED, Reason.DENY_ALL)
 """Denials of a bare address after which the first bytes are looked at: a name may allow it, or the
@@ -28,6 +29,8 @@ class Claim:
     """Canonical: what is judged."""
     name_as_sent: bytes | None = None
     """What is recorded; may be anything."""
+    hello: ClientHello | None = None
+    """In which the name that was judged came."""
     ech: bool = False
     resolved: tuple[Address, ...] = ()
     number: int = field(default_factory=next_connection)
@@ -115,6 +118,15 @@ class Claim:
 
 def limit_record(box: GatedBox, protocol: Protocol, what: str) -> Record:
     """The record of a box at one of its caps, of which one a second is enough."""
+    return _nameless(box, protocol, Reason.LIMIT, f"too many {what} at once; one such record a second")
+
+
+def failure_record(box: GatedBox, protocol: Protocol) -> Record:
+    """The record of a connection or a question that came to nothing before anything was known of it."""
+    return _nameless(box, protocol, Reason.INTERNAL_ERROR)
+
+
+def _nameless(box: GatedBox, protocol: Protocol, reason: Reason, detail: str = "") -> Record:
     return Record(
         event=Event.DECISION,
         connection=next_connection(),
@@ -122,8 +134,8 @@ def limit_record(box: GatedBox, protocol: Protocol, what: str) -> Record:
         generation=box.generation,
         protocol=protocol,
         allowed=False,
-        reason=Reason.LIMIT,
-        detail=f"too many {what} at once; one such record a second",
+        reason=reason,
+        detail=detail,
     )
 
 

@@ -1,9 +1,11 @@
 """A refused connection that is told why before it is closed."""
 
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from box_policy.gate.boxes import GatedBox
+from box_policy.gate.failures import every
 from box_policy.gate.poller import READ
 from box_policy.gate.reset import reset_on_close
 from box_policy.policy.reasons import Reason
@@ -33,6 +35,7 @@ class Farewell:
         self._done = False
 
     def begin(self) -> None:
+        """To be attempted: nobody else owns the socket any more."""
         self._box.live.add(self)
         self._lane.leaving.start(self, self._lane.poller.now)
         try:
@@ -42,7 +45,7 @@ class Farewell:
         except OSError:
             self.overdue()
         else:
-            self._lane.poller.watch(self._sock.fileno(), READ, self)
+            self._box.poller.watch(self._sock.fileno(), READ, self)
 
     def ready(self, events: int) -> None:
         try:
@@ -59,10 +62,12 @@ class Farewell:
         if self._done:
             return
         self._done = True
-        self._lane.poller.unregister(self._sock.fileno())
-        self._lane.leaving.stop(self)
         self._box.live.discard(self)
-        self._sock.close()
+        every(
+            partial(self._box.poller.unregister, self._sock.fileno()),
+            partial(self._lane.leaving.stop, self),
+            self._sock.close,
+        )
 
     def failed(self, error: Exception) -> None:
         self.overdue()
@@ -74,3 +79,6 @@ class Farewell:
 
     def judge_again(self) -> bool:
         return False  # it is refused already, whatever is allowed now
+
+    def buffered(self) -> int:
+        return 0

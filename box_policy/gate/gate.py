@@ -8,12 +8,15 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from box_policy.audit.sinks import Audit
 from box_policy.gate.boxes import GatedBox
 from box_policy.gate.claim import HandedOver
+from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.destination import Destination
 from box_policy.gate.dns import DnsServer
+from box_policy.gate.failures import every
 from box_policy.gate.lane import Lane
 from box_policy.gate.limits import Limits
 from box_policy.gate.network_namespace import netns_cookie
@@ -71,11 +74,20 @@ class Gate:
         self.settings = settings
         self.audit = audit
         self.boxes: dict[str, GatedBox] = {}
-        self.limits = settings.limits.within_descriptors()
-        self.resolver = Resolver(NameServers(settings.name_servers))
-        self.dns = DnsServer(self.resolver, audit, self.limits)
-        self.lane = Lane(resolve=self.resolver.resolve, audit=audit, hand_over=take_http, limits=self.limits)
+        self.limits = settings.limits
+        audit.set_pace(self.limits.records, self.limits.records_burst)
+        self.descriptors = Descriptors.of_process()
+        self.resolver = Resolver(NameServers(settings.name_servers), share=self._share_of_questions)
+        self.dns = DnsServer(self.resolver, audit, self.limits, self.descriptors)
+        self.lane = Lane(
+            resolve=self.resolver.resolve,
+            audit=audit,
+            hand_over=take_http,
+            limits=self.limits,
+            descriptors=self.descriptors,
+        )
         self._operator = settings.operator()
+        self._nothing = self.compile(NetworkPolicy.parse("deny-all"))
         self._served: dict[str, _Served] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self.closed = False
@@ -97,7 +109,8 @@ class Gate:
         """
         box = self.boxes.get(box_id)
         if box is None:
-            self.boxes[box_id] = GatedBox(box_id, policy, generation)
+            self.boxes[box_id] = GatedBox(box_id, policy, generation, self.limits)
+            self.descriptors.boxes = len(self.boxes)
             return 0
         return box.put_policy(policy, generation)
 
@@ -154,9 +167,7 @@ class Gate:
     def leave(self, box_id: str) -> None:
         """Serve a box's sockets no more. Its policy, and what is open, stay as they are."""
         served = self._served.pop(box_id, _Served())
-        self._forget(served)
-        for sock in served.all():
-            sock.close()
+        every(partial(self._forget, served), *(sock.close for sock in served.all()))
 
     def adopt(
         self, sock: socket.socket, received: bytes, box_id: str, destination: Destination | None = None
@@ -169,12 +180,17 @@ class Gate:
 
         To be called when a box dies: a listener that is still held keeps its network namespace alive.
         """
-        self.leave(box_id)
+        every(partial(self.leave, box_id))
         box = self.boxes.pop(box_id, None)
         if box is not None:
             # Whatever still holds the box, on its way between two states, is denied from now on.
-            box.policy = self.compile(NetworkPolicy.parse("deny-all"))
-            box.cut_all(Reason.BOX_CLOSED)
+            box.policy = self._nothing
+            self.descriptors.boxes = len(self.boxes)
+            every(
+                partial(box.cut_all, Reason.BOX_CLOSED),
+                partial(self.lane.leave, box),
+                partial(self.audit.forget, box_id),
+            )
 
     def stop(self) -> None:
         """Stop serving and reset everything, at once. Repeating it does nothing."""
@@ -183,16 +199,20 @@ class Gate:
         self.closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for box_id in list(self.boxes):
-            self.drop(box_id)
-        asyncio.get_running_loop().remove_reader(self.lane.fileno())
-        self.lane.close()
+        every(
+            *(partial(self.drop, box_id) for box_id in self.boxes),
+            partial(asyncio.get_running_loop().remove_reader, self.lane.fileno()),
+            self.lane.close,
+        )
 
     async def close(self) -> None:
         """The same, and wait for what was under way."""
         self.stop()
         await self.dns.close()
         await self.resolver.close()
+
+    def _share_of_questions(self) -> int:
+        return min(self.limits.resolving, self.descriptors.questions())
 
     def _listen(self, served: _Served, box: GatedBox) -> None:
         for sock in served.tcp:
@@ -203,11 +223,11 @@ class Gate:
             self.dns.serve_tcp(sock, box)
 
     def _forget(self, served: _Served) -> None:
-        for sock in served.tcp:
-            self.lane.forget(sock)
-        for sock in (*served.dns_udp, *served.dns_tcp):
-            self.dns.forget(sock)
+        every(
+            *(partial(self.lane.forget, sock) for sock in served.tcp),
+            *(partial(self.dns.forget, sock) for sock in (*served.dns_udp, *served.dns_tcp)),
+        )
 
     def _sweep(self) -> None:
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_INTERVAL, self._sweep)
-        self.lane.sweep()
+        every(self.lane.sweep, self.audit.tell)

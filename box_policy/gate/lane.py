@@ -8,18 +8,23 @@ A connection goes through four states, each an object of its own:
 :class:`~box_policy.gate.dial.Dial` and a relayed pair, or a :class:`~box_policy.gate.farewell.Farewell`.
 """
 
+import errno
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, Protocol
 
 from box_policy.audit import records
 from box_policy.audit.sinks import Audit
 from box_policy.gate.arrival import Arrival
 from box_policy.gate.boxes import GatedBox
-from box_policy.gate.claim import HandedOver, limit_record
+from box_policy.gate.claim import HandedOver, failure_record, limit_record
+from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.destination import Destination
+from box_policy.gate.failures import Fallible, attempt, every
 from box_policy.gate.limits import OUT_OF_RESOURCES, Limits
 from box_policy.gate.poller import QUIET, READ, Poller
 from box_policy.gate.relay import Relay
@@ -33,19 +38,16 @@ ACCEPTS_A_TURN: Final = 8
 IDLE_SWEEP: Final = 30.0
 """Seconds between two looks for idle connections."""
 
-type Resolve = Callable[[str, Callable[[Resolution], None], Callable[[], bool]], None]
-"""Resolve a name and call back once, at once or later, on the lane's own loop. The last argument says
-whether that is still wanted, and allowed."""
+type Resolve = Callable[[str, Callable[[Resolution], None], Callable[[], bool], str], None]
+"""Resolve a name and call back once, at once or later, on the lane's own loop. The third argument says
+whether that is still wanted, and allowed; the last is the box on whose behalf it is."""
 
 
-class Mortal(Protocol):
+class Mortal(Fallible, Protocol):
     """Something that has only so much time."""
 
     def overdue(self) -> None:
         """Its time is over."""
-
-    def failed(self, error: Exception) -> None:
-        """End it; must not raise."""
 
     def cut(self, reason: Reason) -> None:
         """End it at once."""
@@ -64,16 +66,24 @@ class Deadlines:
     def stop(self, mortal: Mortal) -> None:
         self._deadlines.pop(mortal, None)
 
-    def expired(self, now: float) -> list[Mortal]:
+    def expire(self, now: float) -> list[Mortal]:
+        """Those whose time is over. They are told by the caller, once: their time no longer runs."""
         expired = []
         for mortal, deadline in self._deadlines.items():
             if deadline > now:
                 break
             expired.append(mortal)
+        for mortal in expired:
+            del self._deadlines[mortal]
         return expired
 
     def __iter__(self) -> Iterator[Mortal]:
         return iter(list(self._deadlines))
+
+
+def _expire(deadlines: Deadlines, now: float) -> None:
+    for mortal in deadlines.expire(now):
+        attempt(mortal, mortal.overdue)
 
 
 class Lane:
@@ -86,18 +96,22 @@ class Lane:
         audit: Audit,
         hand_over: Callable[[HandedOver], None],
         limits: Limits | None = None,
+        descriptors: Descriptors | None = None,
     ) -> None:
         self.resolve = resolve
         self.audit = audit
-        self.hand_over = hand_over
+        self._take_http = hand_over
         self.limits = limits or Limits()
+        self.descriptors = descriptors or Descriptors.of_process()
         self.poller = Poller()
-        self.relay = Relay(self.poller)
+        self.relay = Relay(self.poller, self.descriptors.plenty)
         self.arriving = Deadlines(self.limits.verdict_timeout)
         self.connecting = Deadlines(self.limits.connect_timeout)
         self.leaving = Deadlines(self.limits.linger)
         self.overhearing = Deadlines(self.limits.verdict_timeout)
         self._listeners: dict[socket.socket, Listener] = {}
+        self._boxes: set[GatedBox] = set()
+        self._spare = _spare_descriptor()
         self._next_idle_sweep = 0.0
 
     def fileno(self) -> int:
@@ -111,14 +125,16 @@ class Lane:
     def listen(self, sock: socket.socket, box: GatedBox) -> None:
         """Serve a listening socket on behalf of a box. The caller keeps owning the socket."""
         sock.setblocking(False)
+        self._enter(box)
         listener = Listener(self, sock, box)
         self._listeners[sock] = listener
-        self.poller.watch(sock.fileno(), READ, listener)
+        box.poller.watch(sock.fileno(), READ, listener)
 
     def forget(self, sock: socket.socket) -> None:
         """Stop serving a listening socket; to be called before it is closed."""
-        if self._listeners.pop(sock, None) is not None:
-            self.poller.unregister(sock.fileno())
+        listener = self._listeners.pop(sock, None)
+        if listener is not None:
+            listener.box.poller.unregister(sock.fileno())
 
     def adopt(
         self, sock: socket.socket, received: bytes, box: GatedBox, destination: Destination | None = None
@@ -127,43 +143,88 @@ class Lane:
 
         At one of the box's caps it is reset instead.
         """
-        if len(box.live) >= self.limits.connections or box.pending >= self.limits.pending:
-            reset(sock)
-            self._record_limit(box)
-            return
         try:
+            excess = self._excess(sock, box)
+            if excess:
+                reset(sock)
+                self.record_limit(box, excess)
+                return
+            self._enter(box)
             sock.setblocking(False)
             arrival = Arrival(self, sock, box, destination)
         except Exception:
             log.exception("a connection failed in the gate and is closed")
             reset(sock)
+            self.audit.note(lambda: failure_record(box, records.Protocol.TCP))
             return
-        try:
-            arrival.begin(received)
-        except Exception as error:
-            log.exception("a connection failed in the gate and is closed")
-            arrival.failed(error)
+        attempt(arrival, arrival.begin, received)
+
+    def hand_over(self, handed_over: HandedOver) -> None:
+        """Give a connection to whoever speaks HTTP. At the box's cap it is reset instead."""
+        box = handed_over.claim.box
+        if box.http_connections >= self.limits.http_connections:
+            reset(handed_over.sock)
+            self.record_limit(box, "HTTP connections")
+        else:
+            self._take_http(handed_over)
+
+    def leave(self, box: GatedBox) -> None:
+        """Forget a box of which nothing is open any more, listeners neither."""
+        if box in self._boxes:
+            self._boxes.discard(box)
+            self.poller.unregister(box.poller.fileno())
+        box.poller.close()
 
     def sweep(self) -> None:
         """End what has run out of time. To be called a few times a second."""
         now = self.poller.now = time.monotonic()
-        for deadlines in (self.arriving, self.connecting, self.leaving, self.overhearing):
-            for mortal in deadlines.expired(now):
-                try:
-                    mortal.overdue()
-                except Exception as error:
-                    log.exception("a connection failed in the gate and is closed")
-                    mortal.failed(error)
-        for listener in self._listeners.values():
-            listener.resume()
-        self.relay.close_emptied()
+        timed = (self.arriving, self.connecting, self.leaving, self.overhearing)
+        every(
+            *(partial(_expire, deadlines, now) for deadlines in timed),
+            *(listener.resume for listener in self._listeners.values()),
+            *(partial(box.shed, self.limits.buffered) for box in self._boxes),
+            self.relay.close_emptied,
+            partial(self._close_idle, now),
+        )
+
+    def _close_idle(self, now: float) -> None:
         if now >= self._next_idle_sweep:
             self._next_idle_sweep = now + min(IDLE_SWEEP, self.limits.idle_timeout / 4)
             self.relay.close_idle(now - self.limits.idle_timeout)
 
-    def _record_limit(self, box: GatedBox) -> None:
-        if box.may_record_limit(time.monotonic()):
-            self.audit(limit_record(box, records.Protocol.TCP, "connections"))
+    def _excess(self, sock: socket.socket, box: GatedBox) -> str:
+        """What the box has too many of to have another connection; empty if nothing."""
+        if len(box.live) >= self.limits.connections:
+            return "connections"
+        if box.pending >= self.limits.pending:
+            return "connections without a verdict"
+        if not self.descriptors.admit(sock.fileno(), len(box.live)):
+            return "descriptors"
+        return "" if box.new_connections.take(time.monotonic()) else "new connections"
+
+    def record_limit(self, box: GatedBox, what: str) -> None:
+        """Record that a box is at one of its caps, unless that was done within this second."""
+        if box.may_record_limit(time.monotonic(), what):
+            self.audit.note(lambda: limit_record(box, records.Protocol.TCP, what))
+
+    def refuse_next(self, sock: socket.socket) -> None:
+        """Reset the next connection of a listening socket for which there is no descriptor: its client would
+        wait otherwise. Raises OSError if that is in vain."""
+        self._give_up_spare()
+        try:
+            reset(sock.accept()[0])
+        finally:
+            self._spare = _spare_descriptor()
+
+    def _give_up_spare(self) -> None:
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+    def _enter(self, box: GatedBox) -> None:
+        if box not in self._boxes:
+            self.poller.watch(box.poller.fileno(), READ, box.poller)
+            self._boxes.add(box)
 
     def close(self) -> None:
         """Forget every listener and reset every connection. Listening sockets stay their owner's."""
@@ -171,18 +232,19 @@ class Lane:
             self.forget(sock)
         for deadlines in (self.arriving, self.connecting, self.leaving):
             for mortal in deadlines:
-                mortal.cut(Reason.BOX_CLOSED)
+                attempt(mortal, mortal.cut, Reason.BOX_CLOSED)
         self.relay.close()
         self.poller.close()
+        self._give_up_spare()
 
 
 class Listener:
     """A listening socket in the poller."""
 
     def __init__(self, lane: Lane, sock: socket.socket, box: GatedBox) -> None:
+        self.box = box
         self._lane = lane
         self._sock = sock
-        self._box = box
         self._paused = False
 
     def ready(self, events: int) -> None:
@@ -193,17 +255,37 @@ class Listener:
                 return
             except OSError as error:
                 if error.errno in OUT_OF_RESOURCES:
-                    self.failed(error)
+                    self._refuse(error)
+                elif error.errno == errno.EINVAL:
+                    # It listens no more: who rules in its namespace can end it. It would be ready for ever.
+                    self._lane.forget(self._sock)
                 return  # anything else was the one connection's own trouble
-            self._lane.adopt(sock, b"", self._box)
+            self._lane.adopt(sock, b"", self.box)
 
     def failed(self, error: Exception) -> None:
-        """Out of descriptors or memory: connections wait in the backlog until the next sweep."""
-        log.warning("box %s: connections wait: %s", self._box.id, error)
+        """Connections wait in the backlog until the next sweep."""
         self._paused = True
-        self._lane.poller.watch(self._sock.fileno(), QUIET, self)
+        self.box.poller.watch(self._sock.fileno(), QUIET, self)
 
     def resume(self) -> None:
         if self._paused:
             self._paused = False
-            self._lane.poller.watch(self._sock.fileno(), READ, self)
+            self.box.poller.watch(self._sock.fileno(), READ, self)
+
+    def _refuse(self, error: OSError) -> None:
+        """Out of descriptors or memory."""
+        self._lane.record_limit(self.box, "descriptors")
+        try:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise error
+            self._lane.refuse_next(self._sock)
+        except OSError as again:
+            self.failed(again)
+
+
+def _spare_descriptor() -> int | None:
+    """One to be given up when there is no other. None if there is none."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None

@@ -64,7 +64,11 @@ class Overheard:
         # To resolve a name is to tell its zone's operator of it: only what the policy lets the box ask.
         if policy.judge_name(name).allowed and claim.box.overheard < _MAX_RESOLVING:
             claim.box.overheard += 1
-            self._resolve(name, partial(self._resolved, name), partial(self._may_ask, name))
+            try:
+                self._resolve(name, partial(self._resolved, name), partial(self._may_ask, name), claim.box.id)
+            except BaseException:
+                claim.box.overheard -= 1
+                raise
 
     def _may_ask(self, name: str) -> bool:
         return not self.over and self._claim.box.policy.judge_name(name).allowed

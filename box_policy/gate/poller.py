@@ -1,15 +1,15 @@
 """An epoll set whose descriptors each belong to an object that is told when they are ready.
 
 The lane has a loop of its own, so that it can live inside another event loop (its descriptor is one
-reader there) or be the whole of a process.
+reader there) or be the whole of a process. Within it every box has one: a poller may be a poller's target. A
+turn is then shared out evenly among the boxes for which there is something to do, however much that is.
 """
 
-import logging
 import select
 import time
 from typing import Protocol
 
-log = logging.getLogger(__name__)
+from box_policy.gate.failures import Fallible, attempt
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -23,14 +23,11 @@ BATCH = 16
 """Events of one turn, some milliseconds' work at most: the loop around has others to serve."""
 
 
-class Target(Protocol):
+class Target(Fallible, Protocol):
     """Owns a descriptor."""
 
     def ready(self, events: int) -> None:
         """The descriptor is ready. May be told in vain, as with any poller."""
-
-    def failed(self, error: Exception) -> None:
-        """``ready`` raised. Must end what the descriptor belongs to, and must not raise."""
 
 
 class Poller:
@@ -38,7 +35,7 @@ class Poller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._targets: dict[int, Target] = {}
+        self._targets: dict[int, Target | Poller] = {}
         self._events: dict[int, int] = {}
         self._gone: set[int] = set()
         self.now = time.monotonic()
@@ -47,13 +44,19 @@ class Poller:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
-    def watch(self, fd: int, events: int, target: Target) -> None:
-        """Watch a descriptor for these events on behalf of a target, in place of what was watched before."""
+    def watch(self, fd: int, events: int, target: "Target | Poller") -> None:
+        """Watch a descriptor for these events on behalf of a target, in place of what was watched before.
+
+        A poller that is a target gets its part of each turn.
+        """
         before = self._events.get(fd)
         if before is None:
             self._epoll.register(fd, events)
-        elif before != events:
-            self._epoll.modify(fd, events)
+        elif before != events or self._targets[fd] is not target:
+            try:
+                self._epoll.modify(fd, events)
+            except FileNotFoundError:  # closed without a word, and the number has been given out again
+                self._epoll.register(fd, events)
         self._events[fd] = events
         self._targets[fd] = target
 
@@ -61,31 +64,33 @@ class Poller:
         """Forget a descriptor, watched or not. To be called before it is closed."""
         if self._events.pop(fd, None) is not None:
             del self._targets[fd]
-            self._epoll.unregister(fd)
             # The number may be given out again within this batch; an event of the old one must not
             # reach the new owner.
             self._gone.add(fd)
+            self._epoll.unregister(fd)
 
     def run_ready(self) -> None:
         """Dispatch what is ready now; never waits."""
         self.now = time.monotonic()
+        self._run(BATCH)
+
+    @property
+    def watched(self) -> int:
+        """How many descriptors are watched, those of inner pollers left out."""
+        inner = [target for target in self._targets.values() if isinstance(target, Poller)]
+        return len(self._targets) - len(inner) + sum(poller.watched for poller in inner)
+
+    def _run(self, most: int) -> None:
         self._gone.clear()
-        for fd, events in self._epoll.poll(0, BATCH):
+        found = self._epoll.poll(0, most)
+        for fd, events in found:
             target = self._targets.get(fd)
             if target is None or fd in self._gone:
                 continue
-            try:
-                target.ready(events)
-            except Exception as error:
-                log.exception("a connection failed in the gate and is closed")
-                self._fail(target, error)
-
-    def _fail(self, target: Target, error: Exception) -> None:
-        """Whatever goes wrong there, the others of the batch have their turn."""
-        try:
-            target.failed(error)
-        except Exception:
-            log.exception("a connection that failed in the gate could not be closed")
+            if isinstance(target, Poller):
+                target._run(max(1, most // len(found)))
+            else:
+                attempt(target, target.ready, events)
 
     def close(self) -> None:
         self._epoll.close()

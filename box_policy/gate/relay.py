@@ -4,22 +4,31 @@ A direction moves small data with ``recv_into`` and ``send`` on one buffer that 
 fills that buffer the direction turns to ``splice(2)`` through a pooled pipe (splice between two sockets
 needs one). A pipe belongs to a direction only while it holds bytes, so an idle connection owns neither
 buffer nor pipe.
+
+A pair is roomy or it isn't. The buffers of a roomy one grow as the kernel sees fit, to many megabytes if a
+side is slow to read; those of the others stay small. Which pairs may be roomy is the caller's to say.
 """
 
+import errno
 import fcntl
 import os
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from box_policy.gate.failures import attempt, every
 from box_policy.gate.poller import ERROR, HANG_UP, QUIET, READ, WRITE, Poller
 from box_policy.gate.reset import reset
+from box_policy.gate.socket_memory import SMALL, keep_small, socket_memory
 from box_policy.policy.reasons import Reason
 
 BUFFER: Final = 64 * 1024
 PIPE: Final = 1024 * 1024
 POOLED_PIPES: Final = 16
+SMALL_READ: Final = 16 * 1024
+"""Bytes that are read at once for a pair that isn't roomy: they are kept until the other side takes them."""
 _SIOCOUTQNSD: Final = 0x894B  # <linux/sockios.h>: bytes queued and not yet sent
 _NOTHING: Final = struct.pack("i", 0)
 _TCP_CLOSE: Final = 7  # <net/tcp_states.h>
@@ -92,7 +101,7 @@ class Direction:
 class Pair:
     """Two connected sockets whose bytes are carried to each other."""
 
-    __slots__ = ("closed", "down", "last_activity", "on_close", "relay", "up")
+    __slots__ = ("closed", "down", "last_activity", "on_close", "poller", "relay", "roomy", "up")
 
     def __init__(
         self,
@@ -100,9 +109,13 @@ class Pair:
         client: socket.socket,
         server: socket.socket,
         on_close: Callable[["Pair", Reason], None],
+        poller: Poller,
+        roomy: bool,
     ) -> None:
         self.relay = relay
         self.on_close = on_close
+        self.poller = poller
+        self.roomy = roomy
         self.closed = False
         self.last_activity = relay.poller.now
         self.up = up = Direction(client, server)
@@ -113,44 +126,59 @@ class Pair:
     def update(self) -> None:
         """Watch both descriptors for what the state of the directions asks for."""
         for direction in (self.up, self.down):
-            self.relay.poller.watch(direction.source.fileno(), direction.interest(), direction)
+            self.poller.watch(direction.source.fileno(), direction.interest(), direction)
 
     def rest(self) -> None:
         """Wait for nothing more: both sides have finished."""
         for direction in (self.up, self.down):
-            self.relay.poller.unregister(direction.source.fileno())
+            self.poller.unregister(direction.source.fileno())
 
-    def unsent(self) -> bool:
-        """Does the kernel still hold bytes that it has not sent?"""
-        return _unsent(self.up.source) or _unsent(self.down.source)
+    def buffered(self) -> int:
+        """Bytes on their way from one side to the other: what they take up, in the kernel too."""
+        up, down = self.up, self.down
+        if up.carried + down.carried < SMALL and not (up.blocked or down.blocked):
+            return 0  # not worth two system calls: most pairs are idle
+        kept = sum(way.in_pipe + len(way.pending or b"") for way in (up, down))
+        return kept + socket_memory(up.source) + socket_memory(down.source)
 
     def close(self, reason: Reason) -> None:
         """End it: in order after ``CLOSED``, with RST both ways after any other reason."""
         if self.closed:
             return
         self.closed = True
-        for direction in (self.up, self.down):
-            self.relay.poller.unregister(direction.source.fileno())
-            self.relay.drop_pipe(direction)
-        for direction in (self.up, self.down):
-            if reason is Reason.CLOSED:
-                direction.source.close()
-            else:
-                reset(direction.source)
-        self.relay.closed(self)
-        self.on_close(self, reason)
+        relay, up, down = self.relay, self.up, self.down
+        client, server = up.source, down.source
+        relay.pairs.discard(self)
+        relay.emptying.discard(self)
+        every(
+            partial(self.poller.unregister, client.fileno()),
+            partial(self.poller.unregister, server.fileno()),
+            partial(relay.drop_pipe, up),
+            partial(relay.drop_pipe, down),
+            client.close if reason is Reason.CLOSED else partial(reset, client),
+            server.close if reason is Reason.CLOSED else partial(reset, server),
+            partial(self.on_close, self, reason),
+        )
+
+    def close_emptied(self) -> None:
+        """Close it in order, once the kernel has sent the last byte."""
+        if not (_unsent(self.up.source) or _unsent(self.down.source)):
+            self.close(Reason.CLOSED)
 
 
 class Relay:
     """Carries any number of pairs on one poller."""
 
-    def __init__(self, poller: Poller) -> None:
+    def __init__(self, poller: Poller, may_use: Callable[[int], bool] = lambda fd: True) -> None:
+        """``may_use`` says whether a descriptor may be a pipe's. Without pipes all works, but slower."""
         self.poller = poller
+        self._may_use = may_use
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
         self._pipes: list[tuple[int, int]] = []
         self.pairs: set[Pair] = set()
-        self._emptying: set[Pair] = set()
+        self.emptying: set[Pair] = set()
+        """Both sides have finished; the kernel is still sending."""
 
     def start(
         self,
@@ -159,13 +187,20 @@ class Relay:
         first_bytes: bytes | bytearray,
         on_close: Callable[[Pair, Reason], None],
         listener: Callable[[memoryview], bool] | None = None,
+        *,
+        poller: Poller | None = None,
+        roomy: bool = True,
     ) -> Pair:
         """Carry bytes between two connected, non-blocking sockets, watched already or not.
 
         ``first_bytes`` were read from the client before. Raises OSError if the server refuses those. The
-        ``listener`` is given what the client sends from now on, for as long as it wants more.
+        ``listener`` is given what the client sends from now on, for as long as it wants more, before
+        the server is. It may close the pair.
         """
-        pair = Pair(self, client, server, on_close)
+        pair = Pair(self, client, server, on_close, poller or self.poller, roomy)
+        if not roomy:
+            keep_small(client)
+            keep_small(server)
         up = pair.up
         up.listener = listener
         sent = 0
@@ -184,11 +219,7 @@ class Relay:
     def close_idle(self, since: float) -> None:
         """End the pairs on which nothing has moved since then (monotonic clock)."""
         for pair in [pair for pair in self.pairs if pair.last_activity < since]:
-            pair.close(Reason.IDLE)
-
-    def closed(self, pair: Pair) -> None:
-        self.pairs.discard(pair)
-        self._emptying.discard(pair)
+            attempt(pair.up, pair.close, Reason.IDLE)
 
     def pump(self, direction: Direction) -> None:
         """The source is readable: take what it has and give it to the sink."""
@@ -203,13 +234,16 @@ class Relay:
             direction.pair.close(Reason.RESET)
 
     def _copy(self, direction: Direction) -> None:
-        count = direction.source.recv_into(self._buffer)
+        roomy = direction.pair.roomy
+        count = direction.source.recv_into(self._buffer, BUFFER if roomy else SMALL_READ)
         if count == 0:
             self._spend(direction)
             return
         direction.carried += count
         if direction.listener is not None and not direction.listener(self._view[:count]):
             direction.listener = None
+            if direction.pair.closed:
+                return
         sent = 0
         try:
             sent = direction.sink.send(self._view[:count])
@@ -218,14 +252,14 @@ class Relay:
         if sent < count:
             direction.pending = bytes(self._view[sent:count])
             direction.pair.update()
-        if count == BUFFER and direction.listener is None:
+        if count == BUFFER and roomy and direction.listener is None:
             direction.bulk = True
 
     def _splice(self, direction: Direction) -> None:
         """Only ``recv`` tells the end of the stream. At a TCP urgent mark splice moves nothing, for ever,
         or says that the stream has ended; reading takes the stream past the mark."""
         try:
-            pipe = self._take_pipe()
+            pipe = direction.pipe = self._take_pipe()
         except OSError:
             self._copy(direction)  # no descriptors left: it takes longer, that is all
             return
@@ -233,16 +267,12 @@ class Relay:
             count = os.splice(direction.source.fileno(), pipe[1], PIPE, flags=_SPLICE_FLAGS)
         except BlockingIOError:
             count = 0
-        except OSError:
-            self._give_back(pipe)  # nothing went in
-            raise
         if count == 0:
-            self._give_back(pipe)
+            self._give_back(direction, pipe)
             direction.bulk = False
             self._copy(direction)
             return
         direction.carried += count
-        direction.pipe = pipe
         direction.in_pipe = count
         try:
             self._empty_pipe(direction)
@@ -276,8 +306,7 @@ class Relay:
             direction.in_pipe -= os.splice(
                 pipe[0], direction.sink.fileno(), direction.in_pipe, flags=_SPLICE_FLAGS
             )
-        direction.pipe = None
-        self._give_back(pipe)
+        self._give_back(direction, pipe)
 
     def _spend(self, direction: Direction) -> None:
         """The source has sent its FIN, and everything before it has been read."""
@@ -295,27 +324,31 @@ class Relay:
             # Closed now, the kernel would go on sending what is queued, and nobody could cut that any more.
             direction.sink.shutdown(socket.SHUT_WR)
             direction.pair.rest()
-            self._emptying.add(direction.pair)
+            self.emptying.add(direction.pair)
         else:
             direction.pair.close(Reason.CLOSED)
 
     def close_emptied(self) -> None:
         """Close the pairs of which the kernel has sent the last byte. To be called a few times a second."""
-        for pair in [pair for pair in self._emptying if not pair.unsent()]:
-            pair.close(Reason.CLOSED)
+        for pair in list(self.emptying):
+            attempt(pair.up, pair.close_emptied)
 
     def _take_pipe(self) -> tuple[int, int]:
         if self._pipes:
             return self._pipes.pop()
         pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        if not self._may_use(pipe[1]):
+            _close_pipe(pipe)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         try:
             fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, PIPE)
         except OSError:
             pass  # over the user's share of pipe memory: the default size works, at more system calls
         return pipe
 
-    def _give_back(self, pipe: tuple[int, int]) -> None:
+    def _give_back(self, direction: Direction, pipe: tuple[int, int]) -> None:
         """Only ever an empty one: what is left in a pipe must not reach another connection."""
+        direction.pipe = None
         if len(self._pipes) < POOLED_PIPES:
             self._pipes.append(pipe)
         else:
@@ -331,7 +364,7 @@ class Relay:
     def close(self) -> None:
         """Reset every pair."""
         for pair in list(self.pairs):
-            pair.close(Reason.BOX_CLOSED)
+            attempt(pair.up, pair.close, Reason.BOX_CLOSED)
         for pipe in self._pipes:
             _close_pipe(pipe)
         self._pipes.clear()

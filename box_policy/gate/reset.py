@@ -20,8 +20,10 @@ def reset_on_close(sock: socket.socket) -> None:
 
 def reset(sock: socket.socket) -> None:
     """Close with RST."""
-    reset_on_close(sock)
-    sock.close()
+    try:
+        reset_on_close(sock)
+    finally:
+        sock.close()
 
 
 def reset_now(sock: socket.socket) -> None:

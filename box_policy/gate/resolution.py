@@ -12,3 +12,5 @@ class Resolution:
     addresses: tuple[Address, ...] = ()
     error: str = ""
     """Why there are none, in a few words."""
+    failed: bool = False
+    """It is the gate itself that has failed."""

@@ -3,28 +3,26 @@
 import asyncio
 import logging
 import secrets
-import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-import dns.asyncbackend
-import dns.asyncquery
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
 import dns.rcode
 import dns.rdatatype
 import dns.resolver
 
+from box_policy.gate.failures import every
 from box_policy.gate.hosts_file import HostsFile
+from box_policy.gate.name_server import ask_name_server
 from box_policy.gate.resolution import Resolution
+from box_policy.gate.turns import Turns, Waiting
 from box_policy.policy.addresses import Address
+from box_policy.wire.dns_reply import NOERROR, NXDOMAIN, Reply, write_query
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +31,15 @@ AAAA: Final = int(dns.rdatatype.AAAA)
 
 _ATTEMPT_TIMEOUT: Final = 2.0
 _TOTAL_TIMEOUT: Final = 5.0
-_UDP_SIZE: Final = 1232  # no fragments on any usual path (DNS flag day 2020)
 _MAX_TTL: Final = 300
 _MIN_TTL: Final = 1
 _NEGATIVE_TTL: Final = 5
 _MAX_CACHED: Final = 10_000
 _MAX_CACHED_SIZE: Final = 4096
 """Bytes of an answer's records; larger ones are asked for again each time."""
-_MAX_ASKING: Final = 200
-"""Questions upstream at once; further ones wait. Each has a socket of its own."""
-_MAX_RECORDS: Final = 64
+_SHARE: Final = 64
+"""Questions upstream at once on behalf of each asker; further ones wait. Each has a socket of its own."""
 _RESOLV_CONF_CHECK: Final = 5.0
-_DNS_PORT: Final = 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +105,31 @@ class Resolver:
     """Resolves names for the lane and answers for the DNS listener, from one cache.
 
     The cache holds what upstream said, not what any policy makes of it: verdicts are the caller's, on
-    every use.
+    every use. What is asked is asked on behalf of someone, a box, and none of these waits for another's
+    questions.
     """
 
     def __init__(
-        self, name_servers: NameServers | None = None, *, hosts_file: Path | None = Path("/etc/hosts")
+        self,
+        name_servers: NameServers | None = None,
+        *,
+        hosts_file: Path | None = Path("/etc/hosts"),
+        share: Callable[[], int] = lambda: _SHARE,
     ) -> None:
+        """``share`` says how many questions each asker may have under way, at this moment."""
         self._name_servers = name_servers or NameServers()
         self._hosts = HostsFile(hosts_file) if hosts_file is not None else None
         self._cache: OrderedDict[tuple[str, int], tuple[float, Answer]] = OrderedDict()
         self._asking: dict[tuple[str, int], _Asking] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turns = asyncio.Semaphore(_MAX_ASKING)
+        self._turns = Turns(share)
 
     def resolve(
-        self, name: str, done: Callable[[Resolution], None], wanted: Callable[[], bool] = _always
+        self,
+        name: str,
+        done: Callable[[Resolution], None],
+        wanted: Callable[[], bool] = _always,
+        asker: Hashable = None,
     ) -> None:
         """Find a canonical name's addresses of both families; ``done`` is called once, maybe at once.
 
@@ -136,32 +141,47 @@ class Resolver:
         if len(answers) == 2:
             done(_merge(answers))
             return
-        task = asyncio.get_running_loop().create_task(self._resolve(name, done, wanted))
+        task = asyncio.get_running_loop().create_task(self._resolve(name, done, wanted, asker))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._resolved, done))
 
-    async def addresses(self, name: str, wanted: Callable[[], bool] = _always) -> Resolution:
-        """The same, awaited."""
-        return _merge(await asyncio.gather(self.ask(name, A, wanted), self.ask(name, AAAA, wanted)))
+    async def addresses(
+        self, name: str, wanted: Callable[[], bool] = _always, asker: Hashable = None
+    ) -> Resolution:
+        """The same, awaited. Raises what has failed in the gate itself."""
+        return _merge(
+            await asyncio.gather(self.ask(name, A, wanted, asker), self.ask(name, AAAA, wanted, asker))
+        )
 
-    async def ask(self, name: str, kind: int, wanted: Callable[[], bool] = _always) -> Answer:
-        """Ask one question about a canonical name. Never raises; a failure is an Answer that says so."""
+    async def ask(
+        self, name: str, kind: int, wanted: Callable[[], bool] = _always, asker: Hashable = None
+    ) -> Answer:
+        """Ask one question about a canonical name. A failure upstream is an Answer that says so; what has
+        failed in the gate itself is raised."""
         cached = self._cached(name, kind)
         if cached is not None:
             return cached
         key = (name, kind)
-        asking = self._asking.get(key)
-        if asking is None:
-            asking = self._asking[key] = _Asking(wanted)
+        asking = self._asking.get(key) or _Asking()
+        if not self._turns.want(asker, asking):
+            return Answer(dns.rcode.SERVFAIL, error="too many questions wait already")
+        asking.wanted.append(wanted)
+        if key not in self._asking:
+            self._asking[key] = asking
             # Under mitmproxy tasks are eager: by now it may have come as far as it can without waiting.
             asking.task = asyncio.get_running_loop().create_task(self._ask_and_keep(key, asking))
-        else:
-            asking.waiting.append(wanted)
+            asking.task.add_done_callback(partial(self._asked, key, asking))
         try:
-            # Shielded: one who stops waiting must not take the answer from the others.
-            return await asyncio.shield(asking.task)
+            async with asyncio.timeout(_TOTAL_TIMEOUT):
+                # Shielded: one who stops waiting must not take the answer from the others.
+                return await asyncio.shield(asking.task)
+        except TimeoutError:
+            return Answer(dns.rcode.SERVFAIL, error="no name server answered in time")
         finally:
-            asking.waiting.remove(wanted)
+            asking.wanted.remove(wanted)
+            if not asking.wanted and not asking.turn.done():
+                asking.give_up()
+                del self._asking[key]  # whoever comes now asks anew
 
     async def close(self) -> None:
         """Give up every question under way."""
@@ -172,9 +192,23 @@ class Resolver:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _resolve(
-        self, name: str, done: Callable[[Resolution], None], wanted: Callable[[], bool]
+        self, name: str, done: Callable[[Resolution], None], wanted: Callable[[], bool], asker: Hashable
     ) -> None:
-        done(await self.addresses(name, wanted))
+        resolution = await self.addresses(name, wanted, asker)
+        every(partial(done, resolution))
+
+    def _resolved(self, done: Callable[[Resolution], None], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            every(partial(done, Resolution(error="given up", failed=True)))
+        elif (error := task.exception()) is not None:
+            log.error("a name could not be resolved: the gate itself has failed", exc_info=error)
+            every(partial(done, Resolution(error=type(error).__name__, failed=True)))
+
+    def _asked(self, key: tuple[str, int], asking: "_Asking", _: asyncio.Task[Answer]) -> None:
+        self._turns.give_back(asking)
+        if self._asking.get(key) is asking:
+            del self._asking[key]
 
     def _cached(self, name: str, kind: int) -> Answer | None:
         if self._hosts is not None and kind in (A, AAAA) and (known := self._hosts.addresses(name)):
@@ -192,15 +226,17 @@ class Resolver:
 
     async def _ask_and_keep(self, key: tuple[str, int], asking: "_Asking") -> Answer:
         try:
-            async with asyncio.timeout(_TOTAL_TIMEOUT), self._turns:
+            await asking.turn
+            asking.check()
+            async with asyncio.timeout(_TOTAL_TIMEOUT):
                 answer = await self._ask_upstream(*key, asking)
+        except _Unwanted:
+            answer = Answer(dns.rcode.SERVFAIL, error="given up: nobody waits for it, or may")
         except TimeoutError:
             answer = Answer(dns.rcode.SERVFAIL, error="no name server answered in time")
-        except Exception as error:
-            log.exception("a question failed in the gate")
-            answer = Answer(dns.rcode.SERVFAIL, error=type(error).__name__)
         finally:
-            del self._asking[key]
+            if self._asking.get(key) is asking:
+                del self._asking[key]
         if not answer.error and sum(len(data) for _, data in answer.records) <= _MAX_CACHED_SIZE:
             self._cache[key] = (time.monotonic() + max(_MIN_TTL, answer.ttl), answer)
             while len(self._cache) > _MAX_CACHED:
@@ -211,24 +247,18 @@ class Resolver:
         servers = self._name_servers.current()
         if not servers:
             return Answer(dns.rcode.SERVFAIL, error="no name server is configured")
-        # Made anew from the judged name: nothing else of the box's own packet travels on.
-        question = dns.message.make_query(
-            dns.name.from_text(name), dns.rdatatype.RdataType.make(kind), use_edns=0, payload=_UDP_SIZE
-        )
         failure = ""
         for server in servers:
-            question.id = secrets.randbelow(1 << 16)
+            # Made anew from the judged name: nothing else of the box's own packet travels on.
+            query = write_query(secrets.randbelow(1 << 16), name, kind)
             try:
-                response = await _exchange(question, server, asking)
-            except _Unwanted:
-                return Answer(dns.rcode.SERVFAIL, error="given up: nobody waits for it, or may")
-            except (dns.exception.DNSException, OSError, EOFError) as error:
+                reply = await ask_name_server(query, server, _ATTEMPT_TIMEOUT, asking.check)
+            except (OSError, EOFError) as error:
                 failure = f"{server}: {type(error).__name__}"
                 continue
-            rcode = response.rcode()
-            if rcode in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
-                return _answer(response)
-            failure = f"{server}: {dns.rcode.to_text(rcode)}"
+            if reply.rcode in (NOERROR, NXDOMAIN):
+                return _answer(reply)
+            failure = f"{server}: {dns.rcode.to_text(dns.rcode.Rcode.make(reply.rcode))}"
         return Answer(dns.rcode.SERVFAIL, error=failure)
 
 
@@ -236,54 +266,25 @@ class _Unwanted(Exception):
     """Nobody waits for the answer who may have it."""
 
 
-class _Asking:
+class _Asking(Waiting):
     """A question that is being asked, and who waits for the answer."""
 
     task: asyncio.Task[Answer]
 
-    def __init__(self, wanted: Callable[[], bool]) -> None:
-        self.waiting = [wanted]
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[Callable[[], bool]] = []
         """Each says whether the answer is still wanted, and allowed to be asked for."""
 
     def check(self) -> None:
-        if not any(wanted() for wanted in self.waiting):
+        if not any(wanted() for wanted in self.wanted):
             raise _Unwanted
 
 
-async def _exchange(question: dns.message.Message, server: str, asking: _Asking) -> dns.message.Message:
-    """Ask one server, by TCP if its answer doesn't fit into a datagram."""
-    backend = dns.asyncbackend.get_default_backend()
-    family = socket.AF_INET6 if ":" in server else socket.AF_INET
-    try:
-        # The sockets are made here, so that nothing is waited for between the check and the sending.
-        async with await backend.make_socket(family, socket.SOCK_DGRAM) as sock:
-            asking.check()
-            # A random port and id, and only an answer from there to this very question counts.
-            return await dns.asyncquery.udp(
-                question, server, timeout=_ATTEMPT_TIMEOUT, port=_DNS_PORT, ignore_unexpected=True,
-                ignore_errors=True, raise_on_truncation=True, sock=sock,
-            )  # fmt: skip
-    except dns.message.Truncated:
-        address = (server, _DNS_PORT)
-        async with await backend.make_socket(
-            family, socket.SOCK_STREAM, destination=address, timeout=_ATTEMPT_TIMEOUT
-        ) as sock:
-            asking.check()
-            return await dns.asyncquery.tcp(question, server, timeout=_ATTEMPT_TIMEOUT, sock=sock)
-
-
-def _answer(response: dns.message.Message) -> Answer:
-    """The records at the end of the CNAME chain."""
-    if not isinstance(response, dns.message.QueryMessage):
-        return Answer(dns.rcode.SERVFAIL, error="not an answer to a question")
-    try:
-        chain = response.resolve_chaining()
-    except dns.exception.DNSException as error:
-        return Answer(dns.rcode.SERVFAIL, error=f"unusable answer: {type(error).__name__}")
-    if chain.answer is None:
-        return Answer(response.rcode(), ttl=min(_NEGATIVE_TTL, chain.minimum_ttl))
-    records = tuple((int(rdata.rdtype), rdata.to_digestable()) for rdata in list(chain.answer)[:_MAX_RECORDS])
-    return Answer(dns.rcode.NOERROR, records, min(_MAX_TTL, chain.minimum_ttl))
+def _answer(reply: Reply) -> Answer:
+    """For how long it may be kept is not all up to the zone."""
+    most = _MAX_TTL if reply.records else _NEGATIVE_TTL
+    return Answer(reply.rcode, reply.records, most if reply.ttl is None else min(most, reply.ttl))
 
 
 def _merge(answers: Sequence[Answer]) -> Resolution:

@@ -51,9 +51,10 @@ class Reason(StrEnum):
     HTTP_INVALID = "http_invalid"
     """The request breaks HTTP's grammar, or means two things at once."""
     HTTP_NOT_SUPPORTED = "http_not_supported"
-    """CONNECT, HTTP/2 without TLS, or an upgrade other than websocket."""
+    """CONNECT, HTTP/2 without TLS, a coding beside chunked; or an upstream switched protocols unasked."""
     HOST_MISMATCH = "host_mismatch"
-    """The request names two hosts, or a port other than the connection's."""
+    """The request names two hosts, or a port other than the connection's; or a second ClientHello another
+    host than the first."""
     PROTOCOL_UNKNOWN = "protocol_unknown"
     """Neither TLS, HTTP nor PostgreSQL over TLS: no name to judge."""
     QUESTION_INVALID = "question_invalid"
@@ -67,7 +68,7 @@ class Reason(StrEnum):
     RESOLUTION_FAILED = "resolution_failed"
     """The allowed name could not be resolved."""
     UPSTREAM_FAILED = "upstream_failed"
-    """None of the judged addresses accepted the connection."""
+    """None of the judged addresses accepted the connection; or what it answered over HTTP can't be read."""
     INTERNAL_ERROR = "internal_error"
     """The gate itself failed; it fails closed."""
 

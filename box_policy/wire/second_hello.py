@@ -45,6 +45,11 @@ class SecondHelloReader:
         self.fault: Malformed | None = None
         """Why the connection has to end, if it has to."""
 
+    @property
+    def kept(self) -> int:
+        """Bytes of the client's that are kept until there are enough."""
+        return len(self._second.received) if self._second is not None else 0
+
     def from_client(self, data: bytes | memoryview) -> bool:
         """Take what the client sends, before the server gets it: if there is a fault now, it must not."""
         while data and not self.over:

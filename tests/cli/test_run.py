@@ -440,6 +440,7 @@ class TestBadInput:
             (["--control", "/tmp/x", "--token-file", "/nonexistent", "--", "true"], 2, "/nonexistent"),
             (["--log", "/dev/full", "--", "true"], 2, "not a regular file"),
             (["--name-server", "nonsense", "--", "true"], 2, "--name-server"),
+            (["--limit", "connections=0", "--", "true"], 2, "--limit: connections=0"),
             (["--env", "=x", "--", "true"], 2, "--env"),
             (["--", "no-such-program"], 1, "no-such-program"),
             (["--", "/etc/passwd"], 1, "/etc/passwd"),

@@ -41,6 +41,7 @@ class TestRefusals:
             (["--rootfs", "cobol=/"], "is no directory"),
             (["--private-range", "10.0.0.1/8"], "10.0.0.0/8"),
             (["--name-server", "localhost"], "not an IP address"),
+            (["--limit", "conections=5"], "there is no limit 'conections'"),
             (["--log", "/nonexistent/log"], "No such file"),
             (["--default-policy", "/nonexistent"], "/nonexistent"),
             (["--key-file", "/nonexistent"], "/nonexistent"),

@@ -104,6 +104,14 @@ class TestEnforces:
             assert dnslib.RCODE[reply.header.rcode] == rcode
         assert {question.name for question in lab.dns.questions} == {"allowed.test"}
 
+    def test_no_more_than_the_operator_says(self, start, lab: Lab, mode: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
+        start(mode, "--set", "box_policy_limits=pending=1", "--set", "box_policy_limits=linger=0.1")
+        with marked(socket.SOCK_STREAM, plan.EVIL4) as held:
+            held.connect((plan.EVIL4, 443))
+            held.send(client_hello(b"evil.test")[:9])
+            assert exchange(plan.ALLOWED4, 443, client_hello(b"allowed.test")) == b""
+        assert lab.packets() == []
+
     def test_who_connects_to_the_port_itself(self, start, lab: Lab, mode: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
         start(mode)
         proxied = b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n"
@@ -159,6 +167,7 @@ class TestRefusesToStart:
             ("mode: custom\nallowed_domainz: []\n", [], "policy.yaml:2:1: allowed_domainz"),
             (POLICY, ["--set", "box_policy_private_ranges=10.0.0.1/8"], "10.0.0.0/8"),
             (POLICY, ["--set", "box_policy_log=/nonexistent/log"], "/nonexistent/log"),
+            (POLICY, ["--set", "box_policy_limits=conections=5"], "box_policy_limits: there is no limit"),
             (POLICY, ["--set", "box_policy_dns_port=1", "--set", "listen_host=192.0.2.1"], "192.0.2.1"),
         ],
     )

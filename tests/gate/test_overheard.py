@@ -6,7 +6,8 @@ import pytest
 
 from box_policy.audit.records import Event
 from box_policy.gate.dial import Relayed
-from tests.gate.conftest import BOX, POLICY, Client, GateUnderTest, MakeGate
+from box_policy.gate.limits import Limits
+from tests.gate.conftest import BOX, Client, GateUnderTest, MakeGate
 from tests.gate.test_policy_change import ONLY_CIDR, ONLY_NAME, ONLY_WILD, cut, is_alive, without
 from tests.gate.test_policy_change_dns import impatient, nothing_is_asked
 from tests.lab import Lab, plan
@@ -45,6 +46,13 @@ def listening(gate: GateUnderTest) -> tuple[bool, int]:
     return relayed._pair.up.listener is not None, len(relayed._overheard._reader.received)
 
 
+async def resolved(gate: GateUnderTest) -> None:
+    """The name that was overheard is."""
+    resolver = gate.embedded.gate.resolver
+    await resolver.addresses("allowed.test")
+    await asyncio.gather(*resolver._tasks)
+
+
 def hello_of(number: int) -> bytes:
     return client_hello(f"{number}.slow.test".encode())
 
@@ -67,7 +75,7 @@ class TestLaterPolicy:
         client = await heard(gate, hello[:split])
         for start in range(split, len(hello), split):
             await exchange(client, hello[start : start + split])
-        await gate.embedded.gate.resolver.addresses("allowed.test")
+        await resolved(gate)
         assert gate.put_policy(ONLY_NAME) == 0
         assert await is_alive(client)
         assert gate.put_policy(ONLY_WILD) == 1
@@ -76,7 +84,7 @@ class TestLaterPolicy:
     async def test_cuts_what_goes_to_another_host_than_it_named(self, make_gate: MakeGate) -> None:
         gate = make_gate("allow-all")
         client = await heard(gate, client_hello(), plan.EVIL4)
-        await gate.embedded.gate.resolver.addresses("allowed.test")
+        await resolved(gate)
         record = await cut(gate, client, ONLY_NAME, Event.END)
         assert (record.name, record.mismatch) == ("allowed.test", True)
 
@@ -99,17 +107,14 @@ class TestQuestions:
         assert (await gate.end()).name == "secret.evil.test"
         assert lab.dns.questions == []
 
-    async def test_at_most_sixteen_names_of_a_box_at_once(
-        self, make_gate: MakeGate, lab: Lab, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("box_policy.gate.resolver._MAX_ASKING", 2 * MOST_RESOLVED + 2)
-        gate = make_gate("allow-all")
-        gate.put_policy(POLICY, "other")
+    async def test_at_most_sixteen_names_of_a_box_at_once(self, make_gate: MakeGate, lab: Lab) -> None:
+        policy = {**ONLY_CIDR, "allowed_domains": ["allowed.test", "*.slow.test"]}
+        gate = make_gate(policy, limits=Limits(resolving=2 * MOST_RESOLVED + 2))
         lab.dns.set("*.slow.test", silent=True)
         clients = [await heard(gate, hello_of(number), plan.CIDR4) for number in range(3 * MOST_RESOLVED)]
         await lab.expect_async(lambda: len({asked.name for asked in lab.dns.questions}) == MOST_RESOLVED)
-        theirs = await gate.claim(plan.ALLOWED4, 443, "other")
-        await theirs.send(client_hello())
+        another = await gate.claim(plan.ALLOWED4, 443)
+        await another.send(client_hello())
         await lab.expect_async(lambda: lab.connections(plan.ALLOWED4), timeout=0.5)
         assert len({asked.name for asked in lab.dns.questions} - {"allowed.test"}) == MOST_RESOLVED
         for client in clients:

@@ -229,7 +229,7 @@ class TestBeforeAVerdict:
         await client.send(client_hello(b"dead.wild.test"))
         await lab.expect_async(lambda: lab.packets(plan.SILENT4, 443))
         await cut(gate, client, policy, Event.END)
-        assert len(gate.embedded.gate.lane.poller._targets) == 0
+        assert len(gate.embedded.gate.boxes[BOX].poller._targets) == 0
 
     async def test_a_dial_goes_on_to_what_is_still_allowed(self, gate: GateUnderTest, lab: Lab) -> None:
         gate.embedded.gate.lane.connecting._seconds = 0.3

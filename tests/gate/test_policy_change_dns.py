@@ -5,8 +5,9 @@ import asyncio
 import dnslib
 import pytest
 
+from box_policy.gate.limits import Limits
 from box_policy.policy.reasons import Reason
-from tests.gate.conftest import POLICY, GateUnderTest, MakeGate
+from tests.gate.conftest import BOX, POLICY, GateUnderTest, MakeGate
 from tests.gate.test_dns import Asker
 from tests.gate.test_http import request
 from tests.gate.test_policy_change import ALERT_ACCESS_DENIED, ONLY_NAME, ONLY_WILD, PROMPTLY, without
@@ -38,6 +39,7 @@ class TestNotAsked:
     async def test_after_a_change_at_any_turn(
         self, gate: GateUnderTest, lab: Lab, kind: str, turns: int
     ) -> None:
+        lab.dns.set("secret.wild.test", A=[plan.WILDCARD4], delay=0.05)  # not within these turns
         asker = Asker(gate)
         asking: asyncio.Task[dnslib.DNSRecord] | None = None
         if kind in ("UDP", "TCP"):
@@ -83,15 +85,15 @@ class TestNotAsked:
         await asking
         assert any(packet.length for packet in lab.packets(port=53, protocol="tcp")) is asked
 
-    async def test_while_it_waits_for_its_turn(
-        self, make_gate: MakeGate, lab: Lab, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("box_policy.gate.resolver._MAX_ASKING", 4)
-        gate = make_gate()
+    async def test_while_it_waits_for_its_turn(self, make_gate: MakeGate, lab: Lab) -> None:
+        gate = make_gate(limits=Limits(resolving=4))
         lab.dns.set("*.wild.test", A=[plan.WILDCARD4], delay=0.2)
         asker = Asker(gate)
         asking = [asyncio.create_task(asker.ask(f"{number}.wild.test")) for number in range(20)]
         await lab.expect_async(lambda: len(lab.dns.questions) == 4)
+        async with asyncio.timeout(PROMPTLY):
+            while len(gate.embedded.gate.boxes[BOX].asking) < 20:
+                await asyncio.sleep(0)
         assert gate.put_policy("deny-all") == 20
         async with asyncio.timeout(PROMPTLY):
             replies = await asyncio.gather(*asking)

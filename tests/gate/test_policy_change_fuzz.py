@@ -253,11 +253,12 @@ async def change_policies(world: World) -> None:
 
 def left_open(gate: GateUnderTest) -> list[object]:
     lane = gate.embedded.gate.lane
-    found: list[object] = [*lane.poller._targets.values(), *lane.relay.pairs, *gate.embedded._door._tasks]
+    found: list[object] = [*lane.relay.pairs, *gate.embedded._door._tasks]
     found += [*lane.arriving, *lane.connecting, *lane.leaving, *lane.overhearing]
     for box in gate.embedded.gate.boxes.values():
-        counts = (box.pending, box.questions, box.dns_connections, box.overheard)
-        found += [*box.live, *box.asking, *filter(None, counts)]
+        counts = [box.pending, box.questions, box.overheard, box.roomy]
+        counts += [box.dns_connections, box.http_connections]
+        found += [*box.poller._targets.values(), *box.live, *box.asking, *filter(None, counts)]
     return found
 
 

@@ -90,6 +90,38 @@ def test_it_ends_in_order_once_all_is_sent(relayed: Relayed) -> None:
     assert (relayed.ends, relayed.relay.pairs) == ([Reason.CLOSED], set())
 
 
+def test_without_descriptors_for_pipes_all_arrives_as_well() -> None:
+    poller, asked = Poller(), set[int]()
+
+    def may_use(fd: int) -> bool:
+        asked.add(fd)
+        return False
+
+    relay = Relay(poller, may_use)
+    to_client, client = connected()
+    to_origin, origin = connected()
+    for sock in (to_client, to_origin):
+        sock.setblocking(False)
+    relay.start(to_client, to_origin, b"", lambda *_: None)
+    data = bytes(range(256)) * 32 * 1024
+    threading.Thread(target=client.sendall, args=(data,)).start()
+    origin.setblocking(False)
+    received, deadline = bytearray(), time.monotonic() + 10
+    while len(received) < len(data):
+        poller.run_ready()
+        try:
+            received += origin.recv(1 << 20)
+        except BlockingIOError:
+            assert time.monotonic() < deadline
+    assert received == data
+    assert asked, "there was much to be carried"
+    assert relay._pipes == []
+    relay.close()
+    poller.close()
+    client.close()
+    origin.close()
+
+
 def test_it_ends_when_the_origin_breaks_it(relayed: Relayed) -> None:
     relayed.send(SIZE)
     relayed.origin.close()  # with bytes unread: RST

@@ -345,8 +345,10 @@ async def test_a_killed_caller_leaves_no_group(user: str, with_zygote: bool) -> 
     )
     assert caller.stdout is not None
     assert caller.stdout.readline() == b"up\n"
+    async with asyncio.timeout(PATIENCE):
+        while "box-files" not in {member.name for member in descendants(caller.pid)}:
+            await asyncio.sleep(0.001)  # it is there, but may not have its name yet
     members = descendants(caller.pid)
-    assert "box-files" in {member.name for member in members}
     owners = [member.pid for member in members if member.name == cgroups.ZYGOTE]
     had_groups = bool(groups(owners))
     watch = Watch()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.rig import plan
+from benchmarks.rig.gate import LIMITS
 from benchmarks.rig.live.plan import BOX_ID, NAME_SERVER
 from box_policy.audit.sinks import Audit, JsonLines
 from box_policy.control.http.address import parse_control_address
@@ -18,7 +19,7 @@ from box_policy.gate.gate import Settings
 async def serve(policy: Path, control: str, records: Path) -> None:
     """Serve the rig's box, under the file's policy, until the process is ended."""
     audit = Audit(JsonLines(records))
-    gate = EmbeddedGate(Settings(name_servers=[NAME_SERVER]), audit)
+    gate = EmbeddedGate(Settings(name_servers=[NAME_SERVER], limits=LIMITS), audit)
     plane = ControlPlane(gate.gate, audit)
     plane.load_files(policy, [BOX_ID])
     plane.listen(parse_control_address(f"unix:{control}"), None)
