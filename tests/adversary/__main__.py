@@ -43,6 +43,8 @@ its language; an adapter translates it for a product with another), {{name_serve
 The command lives in a network namespace whose one way out leads to the test network's origins. A product
 with a daemon has it started there, by --before. Its own addresses are {plan.GATE4} and {plan.GATE6}.
 
+The attacks are hostile programs: never let the command run them outside a box, as root least of all.
+
 Without --box-command it is box-policy's own box: {OWN}
 """
 
