@@ -304,7 +304,7 @@ result = sent
 
 
 async def push(box: Attacker, count: int, seconds: float, *, window: int = MIB) -> int:
-    """Bytes that so many connections have taken, whose echoes nobody reads: no more than the window of them."""
+    """Bytes that so many connections have taken whose echoes nobody reads: the window of them at most."""
     source = PUSH.replace("COUNT", str(count)).replace("SECONDS", str(seconds)).replace("WINDOW", str(window))
     return int(await box.python(source))
 
