@@ -191,7 +191,12 @@ class EgressPolicy:
             self.refuse(f"box_policy_private_ranges: {error}")
         except OSError as error:
             self.refuse(f"box_policy_log: {error.filename}: {error.strerror}")
-        self._door = HttpDoor(resolver=self.gate.resolver, audit=self.audit, limits=self.gate.limits)
+        self._door = HttpDoor(
+            resolver=self.gate.resolver,
+            audit=self.audit,
+            limits=self.gate.limits,
+            descriptors=self.gate.descriptors,
+        )
         self.gate.start()
         self._values = self._operator_values()
         BoxInstance.serving = self

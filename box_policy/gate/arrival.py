@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from box_policy.audit.records import Protocol, escape_name
 from box_policy.gate.boxes import GatedBox
-from box_policy.gate.claim import NAME_MAY_DECIDE, Claim, HandedOver
+from box_policy.gate.claim import FAILED, NAME_MAY_DECIDE, Claim, HandedOver
 from box_policy.gate.destination import Destination, original_destination
 from box_policy.gate.dial import Dial
 from box_policy.gate.failures import attempt, every
@@ -91,7 +91,7 @@ class Arrival:
         self._deny(Verdict.denied(Reason.TIMEOUT))
 
     def failed(self, error: Exception) -> None:
-        self._end(Verdict.denied(Reason.INTERNAL_ERROR))
+        self._end(FAILED)
 
     def cut(self, reason: Reason) -> None:
         self._end(Verdict.denied(reason))
@@ -184,7 +184,7 @@ class Arrival:
         if self._done or claim.name is None or self._hello is None:
             return
         if resolution.failed:
-            self._end(Verdict.denied(Reason.INTERNAL_ERROR), resolution.error)
+            self._end(FAILED, resolution.error)
             return
         claim.resolved = resolution.addresses
         # Judged from the start again: the policy may have changed while the answer was awaited.
@@ -215,7 +215,7 @@ class Arrival:
         except Exception:
             log.exception("an HTTP connection failed in the gate and is closed")
             reset(self._sock)
-            self._lane.audit.note(lambda: self._claim.decision(Verdict.denied(Reason.INTERNAL_ERROR)))
+            self._lane.audit.note(lambda: self._claim.decision(FAILED))
 
     def _deny(self, verdict: Verdict, *, alert: int = ACCESS_DENIED, detail: str = "") -> None:
         """Say no in the client's own protocol, as far as that is known."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Protocol
 
 from box_policy.audit.bucket import Bucket
-from box_policy.gate.failures import every
+from box_policy.gate.failures import Fallible, attempt, every
 from box_policy.gate.limits import Limits
 from box_policy.gate.poller import Poller
 from box_policy.policy.addresses import Address
@@ -16,7 +16,7 @@ from box_policy.policy.rules import CompiledPolicy, Verdict
 log = logging.getLogger(__name__)
 
 
-class Live(Protocol):
+class Live(Fallible, Protocol):
     """Something open on behalf of a box."""
 
     def cut(self, reason: Reason) -> None:
@@ -59,6 +59,7 @@ class GatedBox:
         self.judged_again: dict[tuple[Address, str | None, Address], Verdict] = {}
         """By the policy in force, on what was open when it came: many connections go to few places."""
         self.new_connections = Bucket(limits.connection_rate, limits.connection_burst)
+        self.new_questions = Bucket(limits.question_rate, limits.question_burst)
         self._limit_recorded: dict[str, float] = {}
         self._records: list[Callable[[], None]] | None = None
 
@@ -69,8 +70,16 @@ class GatedBox:
         self.judged_again = {}
         records: list[Callable[[], None]] = []
         self._records = records
+        ended = 0
         try:
-            return sum(map(_ended_by_new_policy, [*self.live, *self.asking]))
+            for live in [*self.live, *self.asking]:
+                try:
+                    ended += live.judge_again()
+                except Exception as error:  # the others have their turn
+                    log.exception("a connection could not be judged again and is closed")
+                    every(partial(live.failed, error))
+                    ended += 1
+            return ended
         finally:
             self._records = None
             every(*records)
@@ -105,14 +114,5 @@ class GatedBox:
 
     def cut_all(self, reason: Reason) -> None:
         """End everything that is open."""
-        every(*(partial(live.cut, reason) for live in [*self.live, *self.asking]))
-
-
-def _ended_by_new_policy(live: Live) -> bool:
-    """Whatever goes wrong with one, the others have their turn."""
-    try:
-        return live.judge_again()
-    except Exception:
-        log.exception("a connection could not be judged again and is closed")
-        every(partial(live.cut, Reason.INTERNAL_ERROR))
-        return True
+        for live in [*self.live, *self.asking]:
+            attempt(live, live.cut, reason)

@@ -116,6 +116,10 @@ class Claim:
         return self.name
 
 
+FAILED: Final = Verdict.denied(Reason.INTERNAL_ERROR)
+"""What becomes of a claim where the gate itself fails. Made beforehand: making verdicts may be what fails."""
+
+
 def limit_record(box: GatedBox, protocol: Protocol, what: str) -> Record:
     """The record of a box at one of its caps, of which one a second is enough."""
     return _nameless(box, protocol, Reason.LIMIT, f"too many {what} at once; one such record a second")

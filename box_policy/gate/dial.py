@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from box_policy.audit.records import Protocol, escape_name
-from box_policy.gate.claim import Claim
+from box_policy.gate.claim import FAILED, Claim
 from box_policy.gate.failures import attempt, every
 from box_policy.gate.farewell import Farewell
 from box_policy.gate.overheard import Overheard
@@ -86,7 +86,7 @@ class Dial:
         self._give_up_address(errno.ETIMEDOUT)
 
     def failed(self, error: Exception) -> None:
-        self.cut(Reason.INTERNAL_ERROR)
+        self._end(FAILED)
 
     def cut(self, reason: Reason) -> None:
         self._end(Verdict.denied(reason))

@@ -19,7 +19,7 @@ import dns.rdatatype
 from box_policy.audit.records import Event, Protocol, Record, escape_name, listed, next_connection
 from box_policy.audit.sinks import Audit
 from box_policy.gate.boxes import GatedBox
-from box_policy.gate.claim import failure_record, limit_record
+from box_policy.gate.claim import FAILED, failure_record, limit_record
 from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.limits import OUT_OF_RESOURCES, Limits
 from box_policy.gate.reset import reset, reset_on_close
@@ -131,7 +131,7 @@ class DnsServer:
                 self._record_limit(box, "connections")
                 return
             connection.setblocking(False)
-            visit = _Visit(box)
+            visit = _Visit(box, connection)
             visit.task = self._spawn(box, self._serve_connection(connection, box))
         except Exception:
             log.exception("a connection failed in the gate and is closed")
@@ -189,6 +189,9 @@ class DnsServer:
         if box.questions >= self._limits.dns_pending:
             self._record_limit(box, "questions")
             return False
+        if not box.new_questions.take(time.monotonic()):
+            self._record_limit(box, "new questions")
+            return False
         return True
 
     async def _answer(self, box: GatedBox, question: Question, *, max_size: int) -> bytes:
@@ -197,9 +200,8 @@ class DnsServer:
             return await self._judge_and_ask(box, question, max_size)
         except Exception:
             log.exception("a question failed in the gate and is refused")
-            verdict = Verdict.denied(Reason.INTERNAL_ERROR)
-            self._audit.note(lambda: _record_of(box, question, verdict))
-            return write_answer(question, Rcode.REFUSED, error=(ExtendedError.OTHER, verdict.reason))
+            self._audit.note(lambda: _record_of(box, question, FAILED))
+            return write_answer(question, Rcode.REFUSED, error=(ExtendedError.OTHER, FAILED.reason))
 
     async def _judge_and_ask(self, box: GatedBox, question: Question, max_size: int) -> bytes:
         if question.fault is not Rcode.NOERROR:
@@ -299,11 +301,15 @@ class _Visit:
 
     task: asyncio.Task[None]
 
-    def __init__(self, box: GatedBox) -> None:
+    def __init__(self, box: GatedBox, sock: socket.socket) -> None:
         self._box = box
+        self._sock = sock
 
     def cut(self, reason: Reason) -> None:
         self.task.cancel(reason)
+
+    def failed(self, error: Exception) -> None:
+        self.cut(Reason.INTERNAL_ERROR)
 
     def judge_again(self) -> bool:
         return False  # each question on it is judged by itself
@@ -314,6 +320,7 @@ class _Visit:
     def leave(self, _: asyncio.Task[None]) -> None:
         self._box.live.discard(self)
         self._box.dns_connections -= 1
+        self._sock.close()  # the task may have ended before it could begin
 
 
 class _Asked:
@@ -336,6 +343,9 @@ class _Asked:
         if not self._over:
             self._over = True
             self._wait.reschedule(asyncio.get_running_loop().time())
+
+    def failed(self, error: Exception) -> None:
+        self.cut(Reason.INTERNAL_ERROR)
 
     def judge_again(self) -> bool:
         if self._over or self.is_wanted():

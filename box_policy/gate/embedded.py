@@ -27,7 +27,12 @@ class EmbeddedGate:
         # lazy: nothing is dialled before it is judged. mode: the gate holds all listeners itself.
         self._master.options.update(mode=[], connection_strategy="lazy")
         self.gate = Gate(settings, audit, self._take_http)
-        self._door = HttpDoor(resolver=self.gate.resolver, audit=audit, limits=self.gate.limits)
+        self._door = HttpDoor(
+            resolver=self.gate.resolver,
+            audit=audit,
+            limits=self.gate.limits,
+            descriptors=self.gate.descriptors,
+        )
 
     def start(self) -> None:
         self.gate.start()

@@ -166,8 +166,11 @@ class Gate:
 
     def leave(self, box_id: str) -> None:
         """Serve a box's sockets no more. Its policy, and what is open, stay as they are."""
-        served = self._served.pop(box_id, _Served())
-        every(partial(self._forget, served), *(sock.close for sock in served.all()))
+        served = self._served.get(box_id, _Served())
+        steps: list[Callable[[], None]] = [partial(self._forget, served)]
+        steps += [sock.close for sock in served.all()]
+        self._served.pop(box_id, None)
+        every(*steps)
 
     def adopt(
         self, sock: socket.socket, received: bytes, box_id: str, destination: Destination | None = None

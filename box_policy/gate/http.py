@@ -23,7 +23,8 @@ from mitmproxy.proxy.layers.http._hooks import (
 
 from box_policy.audit.sinks import Audit
 from box_policy.gate.boxes import GatedBox
-from box_policy.gate.claim import NAME_MAY_DECIDE, Claim, HandedOver
+from box_policy.gate.claim import FAILED, NAME_MAY_DECIDE, Claim, HandedOver
+from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.dial import in_dialling_order
 from box_policy.gate.failures import every
 from box_policy.gate.http_dialling import DiallingHandler
@@ -61,8 +62,9 @@ class HttpHandler(DiallingHandler, HttpWatch):
         limits: Limits,
         turn: Turn,
         roomy: bool,
+        descriptors: Descriptors,
     ) -> None:
-        super().__init__(master, mode, handed_over, reader, writer, limits, turn, roomy)
+        super().__init__(master, mode, handed_over, reader, writer, limits, turn, roomy, descriptors)
         self._box: GatedBox = handed_over.claim.box
         self._resolver = resolver
         self._audit = audit
@@ -98,7 +100,7 @@ class HttpHandler(DiallingHandler, HttpWatch):
         """End it at once with RST on both sides. A request that is being judged is never sent."""
         recorded = self._ended or self._judging or self._allowed_claim or self._refusal is not None
         if not recorded:  # and nothing else will be
-            self._record(self._claim, Verdict.denied(reason))
+            every(lambda: self._record(self._claim, Verdict.denied(reason)))
         self._cut(reason)
 
     def _cut(self, reason: Reason) -> None:
@@ -217,6 +219,10 @@ class HttpHandler(DiallingHandler, HttpWatch):
     def failed(self) -> None:
         self.cut(Reason.INTERNAL_ERROR)
 
+    def cancelled(self) -> None:
+        if self._ended is None:
+            super().cancelled()
+
     def log(self, message: str, level: int = logging.INFO, exc_info: Any = None) -> None:
         """mitmproxy tells in no other way that the task of a connection has raised. It would go on with what
         is left, and keep the client waiting."""
@@ -229,6 +235,9 @@ class HttpHandler(DiallingHandler, HttpWatch):
     async def handle_hook(self, hook: commands.StartHook) -> None:
         try:
             await self._handle_hook(hook)
+        except asyncio.CancelledError:
+            self.cancelled()
+            raise
         except Exception:
             log.exception("an HTTP connection failed in the gate and is closed")
             self.cut(Reason.INTERNAL_ERROR)
@@ -256,7 +265,7 @@ class HttpHandler(DiallingHandler, HttpWatch):
             self._kill(flow, None)  # cut, or refused for its body, while other addons had the request
             return
         claim = dataclasses.replace(self._claim)
-        verdict = Verdict.denied(Reason.INTERNAL_ERROR)
+        verdict = FAILED
         self._box.pending += 1
         self._judging = claim
         try:
@@ -294,7 +303,7 @@ class HttpHandler(DiallingHandler, HttpWatch):
             self._kill(flow, None if refused_before else self._refuse(claim, refused, verdict))
         except Exception:
             log.exception("a request failed in the gate and is refused")
-            self._record(claim, Verdict.denied(Reason.INTERNAL_ERROR))
+            self._record(claim, FAILED)
             self._kill(flow, error_response(502, Reason.INTERNAL_ERROR))
         finally:
             self._judging = None

@@ -13,6 +13,7 @@ from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.server import ConnectionIO
 
 from box_policy.gate.claim import Claim, HandedOver
+from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.http_upstreams import Upstreams
 from box_policy.gate.limits import Limits
 from box_policy.gate.readers import CountingReader, GatedReader, Turn
@@ -41,6 +42,7 @@ class DiallingHandler(ProxyConnectionHandler):
         limits: Limits,
         turn: Turn,
         roomy: bool,
+        descriptors: Descriptors,
     ) -> None:
         super().__init__(master, reader, writer, master.options, mode)  # type: ignore[no-untyped-call]
         self._claim = handed_over.claim
@@ -48,7 +50,7 @@ class DiallingHandler(ProxyConnectionHandler):
         self._turn = turn
         self._roomy = roomy
         self._allowed_claim: Claim | None = None  # of the last request that was let through
-        self._upstreams = Upstreams()
+        self._upstreams = Upstreams(descriptors)
         self._writers = [writer]  # the client's, and behind it those of upstreams
         self._reader = GatedReader(reader, handed_over.received, turn)
         self.transports[self.client].reader = self._reader  # type: ignore[assignment]
@@ -65,6 +67,11 @@ class DiallingHandler(ProxyConnectionHandler):
     def failed(self) -> None:
         """What serves the connection has raised: end it."""
         raise NotImplementedError
+
+    def cancelled(self) -> None:
+        """A task that serves it was cancelled. If not because it ends, nobody would go on with it."""
+        if self.client.state is not ConnectionState.CLOSED:
+            self.failed()
 
     def _must_dial(self, flow: http.HTTPFlow) -> bool:
         data = flow.request.data
@@ -87,6 +94,9 @@ class DiallingHandler(ProxyConnectionHandler):
         try:
             await self.handle_hook(server_hooks.ServerConnectHook(hook))
             sock, error = (None, server.error) if server.error else await self._dial(server)
+        except asyncio.CancelledError:
+            self.cancelled()
+            raise
         finally:
             self._reader.open.set()
         if sock is None:

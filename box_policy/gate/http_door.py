@@ -6,7 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from box_policy.audit.sinks import Audit
-from box_policy.gate.claim import HandedOver
+from box_policy.gate.claim import FAILED, HandedOver
+from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.http import HttpHandler
 from box_policy.gate.limits import Limits
 from box_policy.gate.reset import reset, reset_now
@@ -26,8 +27,11 @@ log = logging.getLogger(__name__)
 class HttpDoor:
     """Takes over the connections that the lane finds to be HTTP."""
 
-    def __init__(self, *, resolver: Resolver, audit: Audit, limits: Limits) -> None:
+    def __init__(
+        self, *, resolver: Resolver, audit: Audit, limits: Limits, descriptors: Descriptors
+    ) -> None:
         self._resolver = resolver
+        self._descriptors = descriptors
         self._audit = audit
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,13 +66,14 @@ class HttpDoor:
             visit.handler = handler = HttpHandler(
                 master, mode, visit.handed_over, reader, writer,
                 resolver=self._resolver, audit=self._audit, limits=self._limits, turn=turn, roomy=visit.roomy,
+                descriptors=self._descriptors,
             )  # fmt: skip
             manager = master.addons.get("proxyserver")
             with manager.register_connection(handler.client.id, handler):
                 await handler.handle_client()
-        except Exception:
+        except Exception as error:
             log.exception("an HTTP connection failed in the gate and is closed")
-            visit.failed()
+            visit.failed(error)
         finally:
             if writer is not None:
                 writer.transport.abort()
@@ -103,7 +108,7 @@ class _Visit:
     def buffered(self) -> int:
         return self.handler.buffered() if self.handler is not None else len(self.handed_over.received)
 
-    def failed(self) -> None:
+    def failed(self, error: BaseException) -> None:
         """The gate has failed, maybe before it could begin."""
         if self.handler is not None:
             self.handler.failed()
@@ -111,7 +116,7 @@ class _Visit:
         reset_now(self.handed_over.sock)
         if not self._ended:
             self._ended = True
-            self._record(Verdict.denied(Reason.INTERNAL_ERROR))
+            self._record(FAILED)
 
     def _end(self, verdict: Verdict) -> bool:
         """End it before it could begin. False if that was done before."""
@@ -129,8 +134,8 @@ class _Visit:
         self.handed_over.claim.box.live.discard(self)
         self.handed_over.claim.box.http_connections -= 1
         self.handed_over.claim.box.roomy -= self.roomy
-        if not task.cancelled() and task.exception() is not None:
-            self.failed()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failed(error)
         if self.handler is None:
             # The task may have been cancelled before it could begin, and so before it owned the socket.
             reset(self.handed_over.sock)

@@ -1,6 +1,8 @@
 """The upstream connections that one HTTP connection of a box has open, and whose they are."""
 
 import asyncio
+import errno
+import os
 import socket
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -9,6 +11,7 @@ from typing import Final
 from mitmproxy.connection import ConnectionState, Server
 
 from box_policy.gate.claim import Claim
+from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.dial import MAX_TRIED
 from box_policy.gate.own_addresses import address_family
 from box_policy.gate.readers import CountingReader
@@ -31,7 +34,8 @@ class _Upstream:
 class Upstreams:
     """Where the request under way may go, and the connections that may be used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: Descriptors) -> None:
+        self._descriptors = descriptors
         self.allowed: list[Address] = []
         """By the verdict on the request under way."""
         self.dialled: Address | None = None
@@ -72,6 +76,10 @@ class Upstreams:
             except OSError as failure:
                 error = f"{address}: {failure.strerror}"
                 continue
+            # The first is the box's due; to keep more open is for times of plenty.
+            if not (self._descriptors.plenty if self._open else self._descriptors.enough)(sock.fileno()):
+                sock.close()
+                return None, f"{address}: {os.strerror(errno.EMFILE)}"
             self._dialling = sock
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

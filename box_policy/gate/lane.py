@@ -172,7 +172,7 @@ class Lane:
         """Forget a box of which nothing is open any more, listeners neither."""
         if box in self._boxes:
             self._boxes.discard(box)
-            self.poller.unregister(box.poller.fileno())
+            every(lambda: self.poller.unregister(box.poller.fileno()))
         box.poller.close()
 
     def sweep(self) -> None:

@@ -49,6 +49,10 @@ class Limits:
     """DNS connections over TCP at once."""
     dns_pending: int = 256
     """Questions that aren't answered yet, at once."""
+    question_rate: int = 200
+    """Questions a second, in the long run: a host that asks name servers too much is answered no more."""
+    question_burst: int = 4000
+    """Questions in one go, before that applies."""
     resolving: int = 64
     """Questions to name servers at once, whatever they are asked for."""
     hello: int = MAX_HELLO

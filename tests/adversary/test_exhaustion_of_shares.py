@@ -61,6 +61,8 @@ class TestNameServers:
         for number in range(8):
             silent = hello(greedy.attacker, f"{number}.wild.test".encode())
             await holds(greedy.attacker, silent, 1, plan.WILDCARD4)
+            web = request(greedy.attacker, f"web{number}.wild.test".encode())
+            await holds(greedy.attacker, web, 1, plan.WILDCARD4, 80)
         for name in ("late", "also"):
             queued = hello(greedy.attacker, f"{name}.wild.test".encode())
             await holds(greedy.attacker, queued, 1, plan.WILDCARD4)
@@ -71,7 +73,7 @@ class TestNameServers:
             "for number in range(8):\n"
             f"    sock.send({DNS_QUESTION!r}.replace(b'also', b'slo%d' % number))\n"
         )
-        while arena.gated(greedy).pending < 10 or arena.gated(greedy).questions < 8:
+        while arena.gated(greedy).pending < 18 or arena.gated(greedy).questions < 8:
             await asyncio.sleep(0.001)
         await lab.expect_async(lambda: len(lab.dns.questions) == 4)
 
@@ -97,10 +99,10 @@ class TestNameServers:
         monkeypatch.setattr("box_policy.gate.resolver._TOTAL_TIMEOUT", 0.5)
         arena, greedy, other = await two(open_arena, resolving=4, linger=0.1)
         await self.greedy_waits(arena, greedy, lab)
-        held = await greedy.attacker.do("held", timeout=PATIENCE, ended=10)
-        assert held["eof"] == 10
+        held = await greedy.attacker.do("held", timeout=PATIENCE, ended=18)
+        assert held["eof"] == 18
         await arena.rest(greedy)
-        assert arena.denials() == [Reason.RESOLUTION_FAILED] * 18
+        assert arena.denials() == [Reason.RESOLUTION_FAILED] * 26
         resolver = arena.gate.resolver
         async with asyncio.timeout(PATIENCE):
             while resolver._asking or resolver._turns._taken or resolver._turns._queues:
@@ -124,6 +126,23 @@ class TestDescriptors:
         await greedy.attacker.do("release")
         await arena.rest(greedy)
         await goes_on(greedy)
+
+    async def test_http_has_one_upstream_each_when_they_are_few(
+        self, open_arena: OpenArena, lab: Lab
+    ) -> None:
+        arena, greedy, _ = await two(open_arena)
+        lab.dns.set("second.wild.test", A=[plan.SHARED4])
+        line = await greedy.attacker.connect(plan.ALLOWED4, 80)
+        for name, few, answer in (
+            (b"allowed.test", False, b"HTTP/1.1 200"),
+            (b"second.wild.test", True, b"HTTP/1.1 502"),
+        ):
+            arena.gate.descriptors.limit = in_use() * 5 // 4 if few else 100_000
+            await line.send(request(greedy.attacker, name))
+            assert (await line.read(size=12)).data == answer
+            await line.read(until=b"\r\n\r\n", timeout=0.2)
+        await line.close()
+        assert lab.connections(plan.SHARED4) == []
 
     async def test_without_any_all_is_denied_and_then_goes_on(self, open_arena: OpenArena, lab: Lab) -> None:
         arena, greedy, other = await two(open_arena, linger=0.1)
