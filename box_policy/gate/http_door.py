@@ -27,9 +27,7 @@ log = logging.getLogger(__name__)
 class HttpDoor:
     """Takes over the connections that the lane finds to be HTTP."""
 
-    def __init__(
-        self, *, resolver: Resolver, audit: Audit, limits: Limits, descriptors: Descriptors
-    ) -> None:
+    def __init__(self, *, resolver: Resolver, audit: Audit, limits: Limits, descriptors: Descriptors) -> None:
         self._resolver = resolver
         self._descriptors = descriptors
         self._audit = audit
