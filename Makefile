@@ -21,7 +21,8 @@ demo: $(VENV)/.ready
 	@$(BIN)/python -m tests.lab.demo
 
 test: $(VENV)/.ready
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m tests.containers.prepare
+	@$(BIN)/python -m $(if $(ARGS),pytest $(ARGS),tests)
 
 fuzz: $(VENV)/.ready
 	@$(BIN)/python -m tests.fuzz $(or $(TARGET),--help) --seconds $(or $(SECONDS),60)

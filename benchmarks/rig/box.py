@@ -85,6 +85,8 @@ class Box:
         A number of bytes and not of seconds, since nginx takes a half-closed connection for closed.
         """
         with self._open(target, plan.UP, size) as sock:
+            if sock.recv(1) != b"1":
+                raise LoadError("a connection was refused")
             started = time.monotonic()
             left = size
             while left:

@@ -61,6 +61,8 @@ class Origin:
             while os.sendfile(sock.fileno(), self._payload, 0, self._payload_size):
                 pass
         elif order == plan.UP:
+            # A server speaks before its client's data comes; until then a proxy may read that as TLS.
+            sock.send(b"1")
             swallow(sock, size - (len(received) - len(plan.hello(order, size))))
             sock.send(b"1")
         sock.close()

@@ -60,14 +60,15 @@ def unshare_network() -> None:
 
 def _move() -> None:
     unshare_network()
-    _bring_up("lo")
+    bring_up("lo")
     # What the lab and the gate need, found missing here rather than in the middle of a test.
     socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0).close()
     with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
         probe.bind(("::1", 0))
 
 
-def _bring_up(interface: str) -> None:
+def bring_up(interface: str) -> None:
+    """Switch a network interface of this namespace on."""
     # By ioctl, since pyroute2 takes 130 ms to import and most test runs need nothing else of it.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         request = struct.pack("16sh22x", interface.encode(), 0)
