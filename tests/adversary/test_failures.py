@@ -1,6 +1,6 @@
 """What breaks, closes: a fault at each hook, at the resolver, the records, the store; the gate's own end.
 
-Every place that an exchange passes can be made to fail: ``python -m tests.adversary.sweep`` does that, and
+Every place that an exchange passes can be made to fail: ``python -m tests.adversary.sweep_all`` does so, and
 takes some minutes. Here are the seams that everything else rests on.
 """
 
