@@ -141,8 +141,8 @@ class StrictHttp1Server(_StrictHttp1, Http1Server):
             yield commands.CloseConnection(self.conn)
             return
         lines = self.buf.maybe_extract_lines()
-        if lines is not None and not lines:
-            # One empty line before the request line is to be ignored (RFC 9112 section 2.2).
+        while lines is not None and not lines:
+            # Empty lines before the request line are to be ignored (RFC 9112 section 2.2).
             lines = self.buf.maybe_extract_lines()
         try:
             if lines is None:

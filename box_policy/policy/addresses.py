@@ -202,6 +202,24 @@ def _is_isatap(number: int) -> bool:
     return (number >> 32) & 0xFDFF_FFFF == 0x0000_5EFE
 
 
+def reverse_address(name: str) -> Address | None:
+    """The address that a canonical name stands for in the reverse zones (RFC 1035 section 3.5, RFC 3596
+    section 2.5); None if it isn't a whole address's."""
+    labels = name.split(".")[::-1]
+    try:
+        if labels[:2] == ["arpa", "in-addr"] and len(labels) == 6:
+            return IPv4Address(".".join(labels[2:]))
+        if (
+            labels[:2] == ["arpa", "ip6"]
+            and len(labels) == 34
+            and all(len(label) == 1 for label in labels[2:])
+        ):
+            return IPv6Address(bytes.fromhex("".join(labels[2:])))
+    except ValueError:
+        pass
+    return None
+
+
 def embedded_ipv4(address: IPv6Address) -> tuple[IPv4Address, ...]:
     """The IPv4 addresses that a host may be led to by ``address``.
 

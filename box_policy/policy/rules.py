@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable
 from dataclasses import InitVar, dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from box_policy.policy.addresses import Address, AddressSet, embedded_ipv4, special_range
+from box_policy.policy.addresses import Address, AddressSet, embedded_ipv4, reverse_address, special_range
 from box_policy.policy.domains import DomainSet
 from box_policy.policy.model import NetworkPolicy
 from box_policy.policy.reasons import Reason
@@ -138,8 +138,13 @@ class CompiledPolicy:
         """May this DNS question be asked upstream?
 
         ``qtype`` is the number of the record type. Which types the gate answers by itself, as
-        HTTPS and SVCB, is the gate's affair: the verdict is on the name.
+        HTTPS and SVCB, is the gate's affair: the verdict is on the name. What the name of an address is
+        that the box can't reach, it can't ask either: that would tell of networks that it doesn't see.
         """
+        address = reverse_address(name)
+        blocked = self._blocked(address) if address is not None else None
+        if blocked is not None:
+            return Verdict.denied(*blocked)
         if self._names_for_cidrs:
             if qtype not in (_TYPE_A, _TYPE_AAAA):
                 return Verdict.denied(Reason.NAME_NOT_ALLOWED, _RULE_NO_DOMAIN)

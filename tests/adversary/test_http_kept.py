@@ -71,8 +71,8 @@ ATTACKS = [
         may_arrive=True,
     ),
     Attack(
-        name="an allowed Host behind an empty line",
-        act=converses(lambda box: [ALLOWED, b"\r\n" + request(box, FRONT, more=b"Connection: close\r\n")]),
+        name="an allowed Host behind empty lines",
+        act=converses(lambda box: [ALLOWED, b"\r\n\r\n" + request(box, FRONT, more=b"Connection: close\r\n")]),
         must_arrive=True,
         sees="http 200",
         reasons=(),

@@ -13,7 +13,7 @@ from box_policy.policy.model import NetworkPolicy
 from box_policy.policy.reasons import Reason
 from box_policy.policy.rules import CompiledPolicy, Operator, Verdict
 
-A, AAAA, TXT, HTTPS = 1, 28, 16, 65
+A, AAAA, PTR, TXT, HTTPS = 1, 28, 12, 16, 65
 
 PUBLIC = IPv4Address("51.81.10.10")
 PUBLIC_6 = IPv6Address("2a0f:5100::10")
@@ -40,6 +40,27 @@ def test_allow_all_opens_every_ordinary_address_and_name() -> None:
     assert policy.judge_name("x.test").reason is Reason.MODE_ALLOWS
     assert policy.judge_name("x.test").addresses == ()
     assert policy.judge_question("x.test", TXT).allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("1.0.0.10.in-addr.arpa", Reason.SPECIAL_ADDRESS),
+        ("254.169.254.169.in-addr.arpa", Reason.SPECIAL_ADDRESS),
+        (ipaddress.ip_address("fd00:ec2::254").reverse_pointer, Reason.SPECIAL_ADDRESS),
+        ("7.77.81.51.in-addr.arpa", Reason.CIDR_DENIED),
+        ("8.78.81.51.in-addr.arpa", Reason.MODE_ALLOWS),
+        (ipaddress.ip_address("2a0f:5100::10").reverse_pointer, Reason.MODE_ALLOWS),
+        # Not a whole address's, or nobody's.
+        ("0.10.in-addr.arpa", Reason.MODE_ALLOWS),
+        ("1.0.0.256.in-addr.arpa", Reason.MODE_ALLOWS),
+        ("1.0.0.10.x.test", Reason.MODE_ALLOWS),
+        (f"{'0.' * 31}xy.ip6.arpa", Reason.MODE_ALLOWS),
+        (f"{'0.' * 31}x.ip6.arpa", Reason.MODE_ALLOWS),
+    ],
+)
+def test_the_name_of_an_address_out_of_reach_is_not_asked(name: str, reason: Reason) -> None:
+    assert compiled(custom(denied_cidrs=["51.81.77.0/24"])).judge_question(name, PTR).reason is reason
 
 
 @pytest.mark.parametrize(
