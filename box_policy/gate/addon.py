@@ -24,7 +24,8 @@ from box_policy.gate.gate import Gate, Settings
 from box_policy.gate.http import HttpHandler
 from box_policy.gate.http_door import HttpDoor
 from box_policy.gate.limits import Limits
-from box_policy.gate.mode import DEFAULT_BOX, BoxInstance, BoxMode, listen, mode_of
+from box_policy.gate.listening import listen
+from box_policy.gate.mode import DEFAULT_BOX, BoxInstance, BoxMode, mode_of
 from box_policy.policy.addresses import InvalidCidr
 
 log = logging.getLogger(__name__)
@@ -196,6 +197,7 @@ class EgressPolicy:
             audit=self.audit,
             limits=self.gate.limits,
             descriptors=self.gate.descriptors,
+            egress=self.gate.egress,
         )
         self.gate.start()
         self._values = self._operator_values()

@@ -129,8 +129,10 @@ class Dial:
         while self._addresses and self._lane.poller.now < self._began + self._lane.limits.dial_timeout:
             self.target = self._addresses.pop(0)
             try:
-                server = socket.socket(address_family(self.target), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            except OSError as error:  # this host lacks the address family, or descriptors
+                server = self._lane.egress.socket(address_family(self.target), socket.SOCK_STREAM)
+            except (
+                OSError
+            ) as error:  # this host lacks the address family, descriptors, or the mark's capability
                 self._error = f"{self.target}: {error.strerror}"
                 continue
             if not self._lane.descriptors.enough(server.fileno()):

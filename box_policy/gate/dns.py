@@ -9,7 +9,7 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -46,11 +46,21 @@ _PROHIBITED: Final = (Reason.DENY_ALL, Reason.UNKNOWN_BOX)
 class DnsServer:
     """Serves any number of boxes' DNS sockets on the running loop."""
 
-    def __init__(self, resolver: Resolver, audit: Audit, limits: Limits, descriptors: Descriptors) -> None:
+    def __init__(
+        self,
+        resolver: Resolver,
+        audit: Audit,
+        limits: Limits,
+        descriptors: Descriptors,
+        search_domains: Sequence[str] = (),
+    ) -> None:
+        """``search_domains``: a denied name below one of these does not exist. Who looks for a name there
+        first is to go on: musl doesn't after REFUSED, and never comes to the name itself."""
         self._resolver = resolver
         self._audit = audit
         self._limits = limits
         self._descriptors = descriptors
+        self._searched = tuple(f".{domain}" for domain in search_domains)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve_udp(self, sock: socket.socket, box: GatedBox) -> None:
@@ -264,7 +274,10 @@ class DnsServer:
 
     def _refuse(self, box: GatedBox, question: Question, verdict: Verdict) -> bytes:
         code = ExtendedError.PROHIBITED if verdict.reason in _PROHIBITED else ExtendedError.FILTERED
-        answer = write_answer(question, Rcode.REFUSED, error=(code, verdict.reason))
+        rcode = Rcode.REFUSED
+        if self._searched and (name_from_wire(question.name) or "").endswith(self._searched):
+            rcode = Rcode.NXDOMAIN
+        answer = write_answer(question, rcode, error=(code, verdict.reason))
         self._record(box, question, verdict)
         return answer
 

@@ -32,6 +32,7 @@ class EmbeddedGate:
             audit=audit,
             limits=self.gate.limits,
             descriptors=self.gate.descriptors,
+            egress=self.gate.egress,
         )
 
     def start(self) -> None:

@@ -16,6 +16,7 @@ from box_policy.gate.claim import HandedOver
 from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.destination import Destination
 from box_policy.gate.dns import DnsServer
+from box_policy.gate.egress import Egress
 from box_policy.gate.failures import every
 from box_policy.gate.lane import Lane
 from box_policy.gate.limits import Limits
@@ -43,6 +44,10 @@ class Settings:
     deny_ech: bool = False
     resolve_for_cidrs: bool = False
     limits: Limits = field(default_factory=Limits)
+    search_domains: Sequence[str] = ()
+    """Canonical names of domains in which the box's resolvers look for every name first."""
+    mark: int | None = None
+    """SO_MARK of every socket with which the gate goes out."""
 
     def operator(self) -> Operator:
         """The settings in the form in which policies are compiled with them."""
@@ -77,14 +82,18 @@ class Gate:
         self.limits = settings.limits
         audit.set_pace(self.limits.records, self.limits.records_burst)
         self.descriptors = Descriptors.of_process()
-        self.resolver = Resolver(NameServers(settings.name_servers), share=self._share_of_questions)
-        self.dns = DnsServer(self.resolver, audit, self.limits, self.descriptors)
+        self.egress = Egress(settings.mark)
+        self.resolver = Resolver(
+            NameServers(settings.name_servers), share=self._share_of_questions, egress=self.egress
+        )
+        self.dns = DnsServer(self.resolver, audit, self.limits, self.descriptors, settings.search_domains)
         self.lane = Lane(
             resolve=self.resolver.resolve,
             audit=audit,
             hand_over=take_http,
             limits=self.limits,
             descriptors=self.descriptors,
+            egress=self.egress,
         )
         self._operator = settings.operator()
         self._nothing = self.compile(NetworkPolicy.parse("deny-all"))

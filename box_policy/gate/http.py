@@ -26,6 +26,7 @@ from box_policy.gate.boxes import GatedBox
 from box_policy.gate.claim import FAILED, NAME_MAY_DECIDE, Claim, HandedOver
 from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.dial import in_dialling_order
+from box_policy.gate.egress import Egress
 from box_policy.gate.failures import every
 from box_policy.gate.http_dialling import DiallingHandler
 from box_policy.gate.http_layer import GateHttpLayer, HttpWatch
@@ -63,8 +64,9 @@ class HttpHandler(DiallingHandler, HttpWatch):
         turn: Turn,
         roomy: bool,
         descriptors: Descriptors,
+        egress: Egress,
     ) -> None:
-        super().__init__(master, mode, handed_over, reader, writer, limits, turn, roomy, descriptors)
+        super().__init__(master, mode, handed_over, reader, writer, limits, turn, roomy, descriptors, egress)
         self._box: GatedBox = handed_over.claim.box
         self._resolver = resolver
         self._audit = audit

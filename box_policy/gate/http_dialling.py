@@ -14,6 +14,7 @@ from mitmproxy.proxy.server import ConnectionIO
 
 from box_policy.gate.claim import Claim, HandedOver
 from box_policy.gate.descriptors import Descriptors
+from box_policy.gate.egress import Egress
 from box_policy.gate.http_upstreams import Upstreams
 from box_policy.gate.limits import Limits
 from box_policy.gate.readers import CountingReader, GatedReader, Turn
@@ -43,6 +44,7 @@ class DiallingHandler(ProxyConnectionHandler):
         turn: Turn,
         roomy: bool,
         descriptors: Descriptors,
+        egress: Egress,
     ) -> None:
         super().__init__(master, reader, writer, master.options, mode)  # type: ignore[no-untyped-call]
         self._claim = handed_over.claim
@@ -50,7 +52,7 @@ class DiallingHandler(ProxyConnectionHandler):
         self._turn = turn
         self._roomy = roomy
         self._allowed_claim: Claim | None = None  # of the last request that was let through
-        self._upstreams = Upstreams(descriptors)
+        self._upstreams = Upstreams(descriptors, egress)
         self._writers = [writer]  # the client's, and behind it those of upstreams
         self._reader = GatedReader(reader, handed_over.received, turn)
         self.transports[self.client].reader = self._reader  # type: ignore[assignment]

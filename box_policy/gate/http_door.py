@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from box_policy.audit.sinks import Audit
 from box_policy.gate.claim import FAILED, HandedOver
 from box_policy.gate.descriptors import Descriptors
+from box_policy.gate.egress import Egress
 from box_policy.gate.http import HttpHandler
 from box_policy.gate.limits import Limits
 from box_policy.gate.reset import reset, reset_now
@@ -27,9 +28,12 @@ log = logging.getLogger(__name__)
 class HttpDoor:
     """Takes over the connections that the lane finds to be HTTP."""
 
-    def __init__(self, *, resolver: Resolver, audit: Audit, limits: Limits, descriptors: Descriptors) -> None:
+    def __init__(
+        self, *, resolver: Resolver, audit: Audit, limits: Limits, descriptors: Descriptors, egress: Egress
+    ) -> None:
         self._resolver = resolver
         self._descriptors = descriptors
+        self._egress = egress
         self._audit = audit
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,7 +68,7 @@ class HttpDoor:
             visit.handler = handler = HttpHandler(
                 master, mode, visit.handed_over, reader, writer,
                 resolver=self._resolver, audit=self._audit, limits=self._limits, turn=turn, roomy=visit.roomy,
-                descriptors=self._descriptors,
+                descriptors=self._descriptors, egress=self._egress,
             )  # fmt: skip
             manager = master.addons.get("proxyserver")
             with manager.register_connection(handler.client.id, handler):

@@ -13,6 +13,7 @@ from mitmproxy.connection import ConnectionState, Server
 from box_policy.gate.claim import Claim
 from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.dial import MAX_TRIED
+from box_policy.gate.egress import Egress
 from box_policy.gate.own_addresses import address_family
 from box_policy.gate.readers import CountingReader
 from box_policy.gate.reset import reset, reset_now
@@ -34,8 +35,9 @@ class _Upstream:
 class Upstreams:
     """Where the request under way may go, and the connections that may be used again."""
 
-    def __init__(self, descriptors: Descriptors) -> None:
+    def __init__(self, descriptors: Descriptors, egress: Egress) -> None:
         self._descriptors = descriptors
+        self._egress = egress
         self.allowed: list[Address] = []
         """By the verdict on the request under way."""
         self.dialled: Address | None = None
@@ -72,7 +74,7 @@ class Upstreams:
                 continue  # by a policy that came while another was tried
             self.dialled = address
             try:
-                sock = socket.socket(address_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                sock = self._egress.socket(address_family(address), socket.SOCK_STREAM)
             except OSError as failure:
                 error = f"{address}: {failure.strerror}"
                 continue

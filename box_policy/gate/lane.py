@@ -24,6 +24,7 @@ from box_policy.gate.boxes import GatedBox
 from box_policy.gate.claim import HandedOver, failure_record, limit_record
 from box_policy.gate.descriptors import Descriptors
 from box_policy.gate.destination import Destination
+from box_policy.gate.egress import Egress
 from box_policy.gate.failures import Fallible, attempt, every
 from box_policy.gate.limits import OUT_OF_RESOURCES, Limits
 from box_policy.gate.poller import QUIET, READ, Poller
@@ -97,12 +98,14 @@ class Lane:
         hand_over: Callable[[HandedOver], None],
         limits: Limits | None = None,
         descriptors: Descriptors | None = None,
+        egress: Egress | None = None,
     ) -> None:
         self.resolve = resolve
         self.audit = audit
         self._take_http = hand_over
         self.limits = limits or Limits()
         self.descriptors = descriptors or Descriptors.of_process()
+        self.egress = egress or Egress()
         self.poller = Poller()
         self.relay = Relay(self.poller, self.descriptors.plenty)
         self.arriving = Deadlines(self.limits.verdict_timeout)

@@ -4,7 +4,6 @@ The mode is what other addons see of a box's identity (``flow.client_conn.proxy_
 be forged from inside the box: it comes from the listener that the connection arrived at.
 """
 
-import errno
 import logging
 import re
 import socket
@@ -16,6 +15,8 @@ from mitmproxy.proxy import layer, mode_specs
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_servers import ServerInstance
 
+from box_policy.gate.listening import listen
+
 log = logging.getLogger(__name__)
 
 DEFAULT_BOX: Final = "default"
@@ -23,7 +24,6 @@ DEFAULT_BOX: Final = "default"
 
 BOX_ID: Final = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 """What a box's id looks like, as a regular expression."""
-_BACKLOG: Final = 4096
 
 
 class BoxMode(mode_specs.ProxyMode):
@@ -89,46 +89,3 @@ class BoxInstance(ServerInstance[BoxMode]):
         for sock in self._socks:
             sock.close()
         self._socks = ()
-
-
-def listen(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[socket.socket]:
-    """Sockets bound to a host's address, or to all of both families if it is empty.
-
-    One socket a family: a connection's original destination is asked for by family. Raises OSError that
-    names the address.
-    """
-    places = [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]  # noqa: S104 - as mitmproxy does
-    if host:
-        places = [(socket.AF_INET6 if ":" in host else socket.AF_INET, host)]
-    socks: list[socket.socket] = []
-    try:
-        for family, address in places:
-            try:
-                sock = socket.socket(family, kind)
-            except OSError as error:
-                if error.errno == errno.EAFNOSUPPORT and socks:
-                    continue  # this host has no IPv6
-                raise
-            socks.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                sock.bind((address, port))
-            except OSError as error:
-                if error.errno == errno.EADDRNOTAVAIL and not host and len(socks) > 1:
-                    socks.pop().close()  # IPv6 is switched off
-                    continue
-                raise OSError(
-                    error.errno, f"can't listen on {address} port {port}: {error.strerror}"
-                ) from error
-            port = sock.getsockname()[1]
-            if kind == socket.SOCK_STREAM:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
-                sock.listen(_BACKLOG)
-            sock.setblocking(False)
-    except BaseException:
-        for sock in socks:
-            sock.close()
-        raise
-    return socks

@@ -7,13 +7,16 @@ from typing import Final
 
 import dns.inet
 
+from box_policy.gate.egress import Egress
 from box_policy.wire.dns_reply import Query, Reply, read_reply
 
 _PORT: Final = 53
 _MAX_MESSAGE: Final = 65535
 
 
-async def ask_name_server(query: Query, server: str, patience: float, check: Callable[[], None]) -> Reply:
+async def ask_name_server(
+    query: Query, server: str, patience: float, check: Callable[[], None], egress: Egress
+) -> Reply:
     """Ask, and wait for a well-formed reply to this very question: ``patience`` seconds for each transport.
 
     ``check`` is called before the message leaves, with nothing awaited in between; what it raises ends this.
@@ -25,7 +28,7 @@ async def ask_name_server(query: Query, server: str, patience: float, check: Cal
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     # With a link-local server's zone as a number: socket.connect() takes it for none otherwise.
     address = dns.inet.low_level_address_tuple((server, _PORT))
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+    with egress.socket(family, socket.SOCK_DGRAM) as sock:
         # Connected: what others send isn't received, and a server that isn't there is noticed at once. The
         # port is the kernel's choice, at random.
         sock.connect(address)
@@ -35,7 +38,7 @@ async def ask_name_server(query: Query, server: str, patience: float, check: Cal
             reply = await _read_datagrams(sock, query)
     if not reply.truncated:
         return reply
-    with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+    with egress.socket(family, socket.SOCK_STREAM) as sock:
         async with asyncio.timeout(patience):
             loop = asyncio.get_running_loop()
             await loop.sock_connect(sock, address)

@@ -16,6 +16,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.resolver
 
+from box_policy.gate.egress import Egress
 from box_policy.gate.failures import every
 from box_policy.gate.hosts_file import HostsFile
 from box_policy.gate.name_server import ask_name_server
@@ -115,6 +116,7 @@ class Resolver:
         *,
         hosts_file: Path | None = Path("/etc/hosts"),
         share: Callable[[], int] = lambda: _SHARE,
+        egress: Egress | None = None,
     ) -> None:
         """``share`` says how many questions each asker may have under way, at this moment."""
         self._name_servers = name_servers or NameServers()
@@ -123,6 +125,7 @@ class Resolver:
         self._asking: dict[tuple[str, int], _Asking] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = Turns(share)
+        self._egress = egress or Egress()
 
     def resolve(
         self,
@@ -252,7 +255,7 @@ class Resolver:
             # Made anew from the judged name: nothing else of the box's own packet travels on.
             query = write_query(secrets.randbelow(1 << 16), name, kind)
             try:
-                reply = await ask_name_server(query, server, _ATTEMPT_TIMEOUT, asking.check)
+                reply = await ask_name_server(query, server, _ATTEMPT_TIMEOUT, asking.check, self._egress)
             except (OSError, EOFError) as error:
                 failure = f"{server}: {type(error).__name__}"
                 continue

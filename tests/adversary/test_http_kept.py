@@ -72,7 +72,9 @@ ATTACKS = [
     ),
     Attack(
         name="an allowed Host behind empty lines",
-        act=converses(lambda box: [ALLOWED, b"\r\n\r\n" + request(box, FRONT, more=b"Connection: close\r\n")]),
+        act=converses(
+            lambda box: [ALLOWED, b"\r\n\r\n" + request(box, FRONT, more=b"Connection: close\r\n")]
+        ),
         must_arrive=True,
         sees="http 200",
         reasons=(),
