@@ -82,6 +82,8 @@ class BoxSpec:
     """A directory with the root of a Linux system, whose programs and libraries the box has, read-only, in
     place of the host's."""
     limits: Limits = field(default_factory=Limits)
+    image: str | None = None
+    """The container image that a box of a container engine is made of. None: the launcher's default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,7 @@ from box_policy.gate.gate import Gate, Settings
 from box_policy.gate.limits import Limits
 from box_policy.policy.model import NetworkPolicy
 from box_policy.policy.reasons import Reason
-from box_policy.sandbox.launcher import Box, BoxSpec, Program, ProgramSpec
-from box_policy.sandbox.namespaces import NamespaceLauncher
+from box_policy.sandbox.launcher import Box, BoxSpec, Launcher, Program, ProgramSpec
 from tests.adversary.attack import CUSTOM, Attack, Outcome, Report, judge
 from tests.adversary.attacker import AGENT, PATIENCE, Attacker, StreamChannel, interpreter
 from tests.lab import Lab
@@ -37,7 +36,7 @@ class Inmate:
 class Arena:
     """A gate and its boxes, from :meth:`open` to :meth:`close`."""
 
-    def __init__(self, lab: Lab, launcher: NamespaceLauncher, limits: Limits | None, settings: Any) -> None:
+    def __init__(self, lab: Lab, launcher: Launcher, limits: Limits | None, settings: Any) -> None:
         self.lab = lab
         self.records: list[Record] = []
         self.errors: list[logging.LogRecord] = []
@@ -56,7 +55,7 @@ class Arena:
 
     @classmethod
     async def open(
-        cls, lab: Lab, launcher: NamespaceLauncher, *, limits: Limits | None = None, **settings: Any
+        cls, lab: Lab, launcher: Launcher, *, limits: Limits | None = None, **settings: Any
     ) -> Self:
         arena = cls(lab, launcher, limits, settings)
         arena._embedded.start()

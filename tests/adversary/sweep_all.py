@@ -31,9 +31,7 @@ async def sweep_all(lab: Lab, name: str, lines: bool, calls: int) -> int:
                 runs += 1
                 if run.wrong:
                     wrong += 1
-                    print(
-                        f"{exchange.name}: {place}, call {call}: {run.wrong}; saw {run.seen}", flush=True
-                    )
+                    print(f"{exchange.name}: {place}, call {call}: {run.wrong}; saw {run.seen}", flush=True)
         taken = time.monotonic() - started
         print(f"{exchange.name}: {len(places)} places in {taken:.1f} s", flush=True)
     await sweep.close()

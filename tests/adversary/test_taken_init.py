@@ -34,7 +34,7 @@ _TAKEN: Final = """
 import sys; sys.path[:0] = [sys.argv[1]]
 import os
 from box_policy.sandbox.namespaces import seccomp, workload, zygote
-def run(request, stdio, terminal, report, user_namespace, filters, pids):
+def run(request, stdio, terminal, report, rights):
     try:
         os.setsid()
         for target, fd in enumerate(stdio):
@@ -43,7 +43,7 @@ def run(request, stdio, terminal, report, user_namespace, filters, pids):
             if fd > 2 and fd != report and os.path.exists("/proc/self/fd/%d" % fd):
                 {leave}
         workload._reset_signals()
-        workload._execute(request)
+        workload._execute(request, rights.environment)
     except BaseException as error:
         workload._refuse(report, 5, repr(error))
     finally:

@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
-from box_policy.sandbox.launcher import BoxSpec, ProgramSpec
-from box_policy.sandbox.namespaces import NamespaceLauncher
-from box_policy.sandbox.namespaces.box import NamespaceBox
+from box_policy.sandbox.launcher import Box, BoxSpec, ProgramSpec
 
 PATIENCE = 20.0
 """Seconds until a test gives up on a box."""
@@ -29,8 +28,16 @@ class Outcome:
     output: str
 
 
+class Makes[SomeBox: Box](Protocol):
+    """A launcher of boxes of some kind."""
+
+    async def create(self, spec: BoxSpec) -> SomeBox: ...
+
+
 @asynccontextmanager
-async def new_box(launcher: NamespaceLauncher, spec: BoxSpec | None = None) -> AsyncIterator[NamespaceBox]:
+async def new_box[SomeBox: Box](
+    launcher: Makes[SomeBox], spec: BoxSpec | None = None
+) -> AsyncIterator[SomeBox]:
     """A box that is closed at the end."""
     box = await launcher.create(spec or BoxSpec("test"))
     try:
@@ -80,9 +87,7 @@ async def read_all(fd: int) -> bytes:
         transport.close()
 
 
-async def run(
-    box: NamespaceBox, *argv: str, env: Mapping[str, str] | None = None, cwd: str = "/workspace"
-) -> Outcome:
+async def run(box: Box, *argv: str, env: Mapping[str, str] | None = None, cwd: str = "/workspace") -> Outcome:
     """Run a program to its end."""
     reader, writer = os.pipe()
     async with asyncio.timeout(PATIENCE):
@@ -97,7 +102,7 @@ async def run(
         return Outcome(await program.wait(), output.decode(errors="replace"))
 
 
-async def shell(box: NamespaceBox, script: str) -> Outcome:
+async def shell(box: Box, script: str) -> Outcome:
     """Run a shell script."""
     return await run(box, "/bin/sh", "-c", script)
 
@@ -110,7 +115,7 @@ def box_python() -> str:
     return found
 
 
-async def python(box: NamespaceBox, source: str, *arguments: str) -> Outcome:
+async def python(box: Box, source: str, *arguments: str) -> Outcome:
     """Run Python code in the box."""
     return await run(box, box_python(), "-I", "-c", source, *arguments)
 

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from box_policy.sandbox.launcher import BoxSpec
-from box_policy.sandbox.namespaces import NamespaceLauncher, file_archive, file_trees
-from box_policy.sandbox.namespaces.box import NamespaceBox
+from box_policy.sandbox.namespaces import file_archive, file_trees
 from box_policy.sandbox.namespaces.file_archive import Archiver
 from box_policy.sandbox.namespaces.file_trees import Output
+from box_policy.sandbox.namespaces.served_box import ServedBox
 from tests.sandbox.boxes import new_box, python, shell
+from tests.sandbox.conftest import AnyLauncher
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def archived(box: NamespaceBox, paths: Sequence[str] = ("/workspace",)) -> bytes:
+async def archived(box: ServedBox, paths: Sequence[str] = ("/workspace",)) -> bytes:
     async with box.files.archive(paths) as stream:
         return b"".join([piece async for piece in stream])
 
@@ -59,7 +60,7 @@ for where, names, files in os.walk('/workspace'):
 """
 
 
-async def test_what_goes_into_one_box_came_out_of_another(launcher: NamespaceLauncher) -> None:
+async def test_what_goes_into_one_box_came_out_of_another(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as first, new_box(launcher) as second:
         assert (await shell(first, MAKE)).output == ""
         data = await archived(first)
@@ -70,7 +71,7 @@ async def test_what_goes_into_one_box_came_out_of_another(launcher: NamespaceLau
         assert (await shell(second, "cd /workspace; test dir/file -ef hard && echo same")).output == "same\n"
 
 
-async def test_what_an_archive_is(launcher: NamespaceLauncher, tmp_path: Path) -> None:
+async def test_what_an_archive_is(launcher: AnyLauncher, tmp_path: Path) -> None:
     async with new_box(launcher) as box:
         await shell(box, MAKE)
         data = await archived(box, ["/workspace/dir/", "/workspace/closed"])
@@ -85,7 +86,7 @@ async def test_what_an_archive_is(launcher: NamespaceLauncher, tmp_path: Path) -
     assert listed.stderr == b""
 
 
-async def test_what_is_left_out(launcher: NamespaceLauncher) -> None:
+async def test_what_is_left_out(launcher: AnyLauncher) -> None:
     make = "import os, socket; os.chdir('/workspace'); os.mkfifo('p'); open('f', 'w')\n"
     async with new_box(launcher) as box:
         await python(box, make + "socket.socket(socket.AF_UNIX).bind('s')")
@@ -125,7 +126,7 @@ for name in sorted(os.listdir()):
 """
 
 
-async def test_holes_come_back_as_holes(launcher: NamespaceLauncher) -> None:
+async def test_holes_come_back_as_holes(launcher: AnyLauncher) -> None:
     small = BoxSpec("small", scratch_bytes=4 << 20)
     async with new_box(launcher, small) as first, new_box(launcher, small) as second:
         assert (await python(first, HOLES)).output == ""
@@ -137,7 +138,7 @@ async def test_holes_come_back_as_holes(launcher: NamespaceLauncher) -> None:
         assert (await python(second, SHOW_HOLES)).output == expected
 
 
-async def test_other_programs_read_holes(launcher: NamespaceLauncher, tmp_path: Path) -> None:
+async def test_other_programs_read_holes(launcher: AnyLauncher, tmp_path: Path) -> None:
     async with new_box(launcher) as box:
         await python(box, HOLES)
         await shell(box, "cd /workspace; rm huge; echo behind > zz")
@@ -175,7 +176,7 @@ open('file', 'w').close(); os.link('file', 'hard'); os.symlink('nowhere', 'soft'
 """
 
 
-async def test_a_tree_deeper_than_a_path_can_say(launcher: NamespaceLauncher) -> None:
+async def test_a_tree_deeper_than_a_path_can_say(launcher: AnyLauncher) -> None:
     show = (
         "cd /workspace; find . -printf '%P %y %m %n %l\\n' | sort;"
         "find . -name file -execdir cat {} + | sort -n"
@@ -205,7 +206,7 @@ while True: signal.pause()
 """
 
 
-async def test_files_that_others_hold_leases_on(launcher: NamespaceLauncher) -> None:
+async def test_files_that_others_hold_leases_on(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         await box.files.write("/tmp/lease.py", LEASE.encode())
         await shell(
@@ -221,7 +222,7 @@ async def test_files_that_others_hold_leases_on(launcher: NamespaceLauncher) -> 
                 assert content is not None and content.read() == b"text"
 
 
-async def test_what_can_not_be_read(launcher: NamespaceLauncher, user: str, owned_directory: Path) -> None:
+async def test_what_can_not_be_read(launcher: AnyLauncher, user: str, owned_directory: Path) -> None:
     if user != "nobody":
         pytest.skip("root can read everything")
     (owned_directory / "closed").write_text("another user's")
@@ -241,7 +242,7 @@ while True:
 """
 
 
-async def test_directories_that_move_meanwhile(launcher: NamespaceLauncher) -> None:
+async def test_directories_that_move_meanwhile(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         await box.files.write("/tmp/moving.py", MOVING.encode())
         await shell(
@@ -291,7 +292,7 @@ while True:
 """
 
 
-async def test_files_that_change_while_they_are_read(launcher: NamespaceLauncher) -> None:
+async def test_files_that_change_while_they_are_read(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         await shell(box, "cd /workspace && for n in $(seq 300); do echo $n > n$n; done")
         churn = (
@@ -307,7 +308,7 @@ async def test_files_that_change_while_they_are_read(launcher: NamespaceLauncher
 
 
 @pytest.mark.parametrize("path", ["/absent", "/etc/passwd", "/workspace/link"])
-async def test_what_is_no_directory(box: NamespaceBox, path: str) -> None:
+async def test_what_is_no_directory(box: ServedBox, path: str) -> None:
     await shell(box, "ln -sfn /tmp /workspace/link")
     with pytest.raises(OSError) as caught:
         await archived(box, ["/workspace", path])
@@ -315,7 +316,7 @@ async def test_what_is_no_directory(box: NamespaceBox, path: str) -> None:
     assert caught.value.filename == path
 
 
-async def test_putting_back_replaces_what_is_there(launcher: NamespaceLauncher) -> None:
+async def test_putting_back_replaces_what_is_there(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as first, new_box(launcher) as second:
         await shell(first, "cd /workspace; mkdir a b; echo new > a/f; ln -s a/f link; echo f > d; echo r > r")
         # A directory where a file was, a file where a directory was, links where either was.
@@ -344,7 +345,8 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", mode: int
     return info
 
 
-async def test_an_archive_reaches_no_further_than_a_program(launcher: NamespaceLauncher) -> None:
+@pytest.mark.of_namespaces  # a container's root file system can be written to
+async def test_an_archive_reaches_no_further_than_a_program(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         for name in ("../../usr/x", "/etc/passwd", "proc/sys/kernel/hostname", "x"):
             with pytest.raises(OSError):
@@ -362,7 +364,7 @@ async def test_an_archive_reaches_no_further_than_a_program(launcher: NamespaceL
 @pytest.mark.parametrize(
     "cut", [lambda data: b"", lambda data: data[:100], lambda data: data[:2000], lambda data: b"x" * 4096]
 )
-async def test_what_is_no_archive(box: NamespaceBox, cut: "object") -> None:
+async def test_what_is_no_archive(box: ServedBox, cut: "object") -> None:
     assert callable(cut)
     data = tar_of((member("workspace/whole"), b"x" * 5000))
     with pytest.raises(OSError) as caught:
@@ -370,13 +372,13 @@ async def test_what_is_no_archive(box: NamespaceBox, cut: "object") -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-async def test_an_archive_cut_between_two_files(box: NamespaceBox) -> None:
+async def test_an_archive_cut_between_two_files(box: ServedBox) -> None:
     data = tar_of((member("workspace/one"), b"x" * 512), (member("workspace/two"), b"y" * 512))
     with pytest.raises(OSError):
         await box.files.restore(in_pieces(data[:1024]))
 
 
-async def test_an_archive_that_breaks_off(box: NamespaceBox) -> None:
+async def test_an_archive_that_breaks_off(box: ServedBox) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield bytes(100)
         raise RuntimeError("gave up")
@@ -386,7 +388,7 @@ async def test_an_archive_that_breaks_off(box: NamespaceBox) -> None:
 
 
 async def test_a_host_directory_comes_back_as_its_owners(
-    launcher: NamespaceLauncher, owned_directory: Path
+    launcher: AnyLauncher, owned_directory: Path
 ) -> None:
     async with new_box(launcher) as box:
         await shell(box, "echo text > /workspace/file")

@@ -9,10 +9,10 @@ from contextlib import suppress
 import pytest
 
 from box_policy.sandbox.launcher import BoxPausedError, BoxSpec, SandboxError
-from box_policy.sandbox.namespaces import NamespaceLauncher
-from box_policy.sandbox.namespaces.box import NamespaceBox
 from box_policy.sandbox.namespaces.files import WORKERS
+from box_policy.sandbox.namespaces.served_box import ServedBox
 from tests.sandbox.boxes import PATIENCE, new_box, open_descriptors, python, shell
+from tests.sandbox.conftest import AnyLauncher
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -25,18 +25,18 @@ async def pieces(*parts: bytes, then: BaseException | None = None) -> AsyncItera
         raise then
 
 
-async def read(box: NamespaceBox, path: str) -> bytes:
+async def read(box: ServedBox, path: str) -> bytes:
     return await box.files.read(path, limit=1 << 24)
 
 
-async def no_workers(box: NamespaceBox) -> None:
+async def no_workers(box: ServedBox) -> None:
     """Return when the box has no file worker."""
     async with asyncio.timeout(PATIENCE):
         while (await shell(box, "grep -l box-files /proc/[0-9]*/comm 2>/dev/null")).output:
             await asyncio.sleep(0)
 
 
-async def test_what_is_written_is_read(box: NamespaceBox) -> None:
+async def test_what_is_written_is_read(box: ServedBox) -> None:
     content = bytes(range(256)) * 5000
     await box.files.write("/workspace/deep/er/file", content)
     assert await read(box, "/workspace/deep/er/file") == content
@@ -47,7 +47,7 @@ async def test_what_is_written_is_read(box: NamespaceBox) -> None:
     assert await read(box, "/workspace/deep/er/file") == b""
 
 
-async def test_content_may_come_in_pieces(box: NamespaceBox) -> None:
+async def test_content_may_come_in_pieces(box: ServedBox) -> None:
     await box.files.write("/workspace/parts", pieces(b"a", b"", b"b" * 300_000, b"c"))
     assert await read(box, "/workspace/parts") == b"a" + b"b" * 300_000 + b"c"
 
@@ -63,13 +63,13 @@ async def test_content_may_come_in_pieces(box: NamespaceBox) -> None:
         (0, 0, b""),
     ],
 )
-async def test_a_part_of_a_file(box: NamespaceBox, offset: int, length: int | None, expected: bytes) -> None:
+async def test_a_part_of_a_file(box: ServedBox, offset: int, length: int | None, expected: bytes) -> None:
     await box.files.write("/tmp/digits", b"0123456789")
     assert await box.files.read("/tmp/digits", offset=offset, length=length, limit=100) == expected
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, None), (0, 10), (1, None), (1, 9)])
-async def test_a_read_is_bounded(box: NamespaceBox, offset: int, length: int | None) -> None:
+async def test_a_read_is_bounded(box: ServedBox, offset: int, length: int | None) -> None:
     await box.files.write("/tmp/digits", b"0123456789")
     with pytest.raises(OSError) as caught:
         await box.files.read("/tmp/digits", offset=offset, length=length, limit=8)
@@ -78,7 +78,7 @@ async def test_a_read_is_bounded(box: NamespaceBox, offset: int, length: int | N
     assert await box.files.read("/tmp/digits", length=8, limit=8) == b"01234567"
 
 
-async def test_a_size_that_lies(box: NamespaceBox) -> None:
+async def test_a_size_that_lies(box: ServedBox) -> None:
     # The size of a file of /proc is 0, whatever it holds.
     assert (await read(box, "/proc/self/comm")) == b"box-files\n"
     with pytest.raises(OSError, match="large"):
@@ -89,14 +89,14 @@ async def test_a_size_that_lies(box: NamespaceBox) -> None:
     assert await box.files.read("/tmp/sparse", offset=1 << 39, length=10, limit=10) == bytes(10)
 
 
-async def test_a_file_in_pieces(box: NamespaceBox) -> None:
+async def test_a_file_in_pieces(box: ServedBox) -> None:
     content = os.urandom(3_000_000)
     await box.files.write("/tmp/large", content)
     async with box.files.open("/tmp/large") as stream:
         assert b"".join([piece async for piece in stream]) == content
 
 
-async def test_a_stream_need_not_be_read_to_its_end(box: NamespaceBox) -> None:
+async def test_a_stream_need_not_be_read_to_its_end(box: ServedBox) -> None:
     await shell(box, "truncate -s 1T /tmp/sparse")
     async with box.files.open("/tmp/sparse") as stream:
         assert await anext(stream)
@@ -119,7 +119,7 @@ async def test_a_stream_need_not_be_read_to_its_end(box: NamespaceBox) -> None:
         ("/x" * 5000, OSError),
     ],
 )
-async def test_errors_are_the_kernels_own(box: NamespaceBox, path: str, error: type[OSError]) -> None:
+async def test_errors_are_the_kernels_own(box: ServedBox, path: str, error: type[OSError]) -> None:
     with pytest.raises(error) as caught:
         await read(box, path)
     assert caught.value.filename == path
@@ -130,21 +130,22 @@ async def test_errors_are_the_kernels_own(box: NamespaceBox, path: str, error: t
         await box.files.list(path + "/x", limit=5)
 
 
-async def test_a_read_only_place_is_not_written(box: NamespaceBox) -> None:
+@pytest.mark.of_namespaces  # a container's root file system can be written to
+async def test_a_read_only_place_is_not_written(box: ServedBox) -> None:
     for path in ("/usr/x", "/etc/passwd", "/x"):
         with pytest.raises(OSError) as caught:
             await box.files.write(path, b"")
         assert caught.value.errno == errno.EROFS
 
 
-async def test_a_replaced_file_keeps_its_mode(box: NamespaceBox) -> None:
+async def test_a_replaced_file_keeps_its_mode(box: ServedBox) -> None:
     await shell(box, "echo old > /workspace/tool; chmod 750 /workspace/tool")
     await box.files.write("/workspace/tool", b"new")
     await box.files.write("/workspace/new", b"new")
     assert (await shell(box, "stat -c %a /workspace/tool /workspace/new")).output.split() == ["750", "644"]
 
 
-async def test_a_link_is_written_through(box: NamespaceBox) -> None:
+async def test_a_link_is_written_through(box: ServedBox) -> None:
     await shell(box, "cd /workspace; mkdir -p real; ln -sf real/target link; ln -sf loop loop")
     await box.files.write("/workspace/link", b"one")
     await box.files.write("/workspace/link", b"two")
@@ -155,7 +156,7 @@ async def test_a_link_is_written_through(box: NamespaceBox) -> None:
     assert caught.value.errno == errno.ELOOP
 
 
-async def test_a_write_that_breaks_off_changes_nothing(box: NamespaceBox) -> None:
+async def test_a_write_that_breaks_off_changes_nothing(box: ServedBox) -> None:
     await box.files.write("/workspace/half/file", b"before")
     with pytest.raises(RuntimeError, match="gave up"):
         await box.files.write("/workspace/half/file", pieces(b"x" * 500_000, then=RuntimeError("gave up")))
@@ -164,7 +165,8 @@ async def test_a_write_that_breaks_off_changes_nothing(box: NamespaceBox) -> Non
     assert [info.name for info in await box.files.list("/workspace/half", limit=9)] == ["file"]
 
 
-async def test_a_write_past_the_space_there_is(launcher: NamespaceLauncher) -> None:
+@pytest.mark.of_namespaces  # the space of a container has no bound
+async def test_a_write_past_the_space_there_is(launcher: AnyLauncher) -> None:
     async with new_box(launcher, BoxSpec("small", scratch_bytes=1 << 20)) as box:
         await box.files.write("/tmp/x", b"before")
         with pytest.raises(OSError) as caught:
@@ -174,7 +176,7 @@ async def test_a_write_past_the_space_there_is(launcher: NamespaceLauncher) -> N
         assert len(await box.files.list("/tmp", limit=9)) == 1
 
 
-async def test_a_cancelled_operation_ends_its_worker(box: NamespaceBox) -> None:
+async def test_a_cancelled_operation_ends_its_worker(box: ServedBox) -> None:
     before = open_descriptors()
     for _ in range(3):
         begun = asyncio.Event()
@@ -195,7 +197,7 @@ async def test_a_cancelled_operation_ends_its_worker(box: NamespaceBox) -> None:
         await read(box, "/workspace/never")
 
 
-async def test_a_directory(box: NamespaceBox) -> None:
+async def test_a_directory(box: ServedBox) -> None:
     make = "mkdir /tmp/d; cd /tmp/d; mkdir dir; echo hello > file; ln -s nowhere link; mkfifo pipe"
     await shell(box, make)
     found = {info.name: info for info in await box.files.list("/tmp/d/", limit=4)}
@@ -210,7 +212,7 @@ async def test_a_directory(box: NamespaceBox) -> None:
         await box.files.list("/tmp/d", limit=3)
 
 
-async def test_names_that_are_not_utf_8(box: NamespaceBox) -> None:
+async def test_names_that_are_not_utf_8(box: ServedBox) -> None:
     name = os.fsdecode(b'\xff\n"\\\xc3\xa9')
     await box.files.write("/workspace/odd/" + name, b"odd")
     assert [info.name for info in await box.files.list("/workspace/odd", limit=1)] == [name]
@@ -219,7 +221,7 @@ async def test_names_that_are_not_utf_8(box: NamespaceBox) -> None:
     assert (await box.files.stat("/workspace/odd/even")).name == "even"
 
 
-async def test_making_moving_removing(box: NamespaceBox) -> None:
+async def test_making_moving_removing(box: ServedBox) -> None:
     files = box.files
     await files.mkdir("/workspace/m")
     with pytest.raises(FileExistsError):
@@ -241,7 +243,7 @@ async def test_making_moving_removing(box: NamespaceBox) -> None:
         await files.stat("/workspace/m")
 
 
-async def test_stat_looks_behind_a_link_if_asked(box: NamespaceBox) -> None:
+async def test_stat_looks_behind_a_link_if_asked(box: ServedBox) -> None:
     await shell(box, "ln -s /etc/passwd /workspace/p; ln -s gone /workspace/dangling")
     assert (await box.files.stat("/workspace/p")).type == "symlink"
     assert (await box.files.stat("/workspace/p", follow=True)).type == "file"
@@ -249,7 +251,7 @@ async def test_stat_looks_behind_a_link_if_asked(box: NamespaceBox) -> None:
         await box.files.stat("/workspace/dangling", follow=True)
 
 
-async def test_many_operations_at_once_wait_for_each_other(box: NamespaceBox) -> None:
+async def test_many_operations_at_once_wait_for_each_other(box: ServedBox) -> None:
     begun = 0
     enough = asyncio.Event()
     go_on = asyncio.Event()
@@ -275,7 +277,7 @@ async def test_many_operations_at_once_wait_for_each_other(box: NamespaceBox) ->
     assert len(await box.files.list("/tmp/slow", limit=99)) == 3 * WORKERS
 
 
-async def test_nobody_in_the_box_sees_into_a_worker(box: NamespaceBox) -> None:
+async def test_nobody_in_the_box_sees_into_a_worker(box: ServedBox) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -290,7 +292,9 @@ import os
 pid = next(p for p in os.listdir('/proc') if p.isdigit() and open(f'/proc/{p}/comm').read() == 'box-files\\n')
 for name in ('mem', 'environ', 'maps', 'fd/0', 'fd/1', 'cwd', 'root', 'exe', 'syscall'):
     try:
-        (os.readlink if name in ('cwd', 'root', 'exe') else open)(f'/proc/{pid}/{name}')
+        file = (os.readlink if name in ('cwd', 'root', 'exe') else open)(f'/proc/{pid}/{name}')
+        if name == 'syscall':
+            file.read()  # which is where the kernel looks, if the owner is the same
         print(name)
     except PermissionError:
         pass
@@ -307,7 +311,7 @@ print(open(f'/proc/{pid}/cmdline').read().strip('\\0'))
     assert outcome.output == "box\n"
 
 
-async def test_files_of_a_box_that_has_ended(launcher: NamespaceLauncher) -> None:
+async def test_files_of_a_box_that_has_ended(launcher: AnyLauncher) -> None:
     box = await launcher.create(BoxSpec("ending"))
     begun = asyncio.Event()
 
@@ -329,7 +333,7 @@ async def test_files_of_a_box_that_has_ended(launcher: NamespaceLauncher) -> Non
         await write
 
 
-async def test_a_stream_of_a_box_that_ends(launcher: NamespaceLauncher) -> None:
+async def test_a_stream_of_a_box_that_ends(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         await shell(box, "truncate -s 1T /tmp/sparse")
         with pytest.raises(SandboxError):
@@ -339,7 +343,7 @@ async def test_a_stream_of_a_box_that_ends(launcher: NamespaceLauncher) -> None:
                         await box.close()
 
 
-async def test_files_of_a_paused_box(launcher: NamespaceLauncher) -> None:
+async def test_files_of_a_paused_box(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         await box.pause()
         with pytest.raises(BoxPausedError):

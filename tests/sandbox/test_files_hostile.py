@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 
 from box_policy.sandbox.launcher import BoxSpec, SandboxError
-from box_policy.sandbox.namespaces import NamespaceLauncher, files
-from box_policy.sandbox.namespaces.box import NamespaceBox
-from box_policy.sandbox.namespaces.files import NamespaceFiles
+from box_policy.sandbox.namespaces import files
+from box_policy.sandbox.namespaces.files import BoxFiles
+from box_policy.sandbox.namespaces.served_box import ServedBox
 from tests.sandbox.boxes import PATIENCE, new_box, python, shell
+from tests.sandbox.conftest import AnyLauncher
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.mark.parametrize("path", ["/tmp/odd/pipe", "/tmp/odd/socket", "/dev/zero", "/dev/tty", "/dev/ptmx"])
-async def test_what_is_no_file_is_neither_read_nor_written(box: NamespaceBox, path: str) -> None:
+async def test_what_is_no_file_is_neither_read_nor_written(box: ServedBox, path: str) -> None:
     await python(
         box,
         "import os, socket; os.makedirs('/tmp/odd', exist_ok=True); os.chdir('/tmp/odd');"
@@ -43,14 +44,14 @@ for _ in range(3000):
 """
 
 
-async def test_a_tree_deeper_than_a_path_can_say(box: NamespaceBox) -> None:
+async def test_a_tree_deeper_than_a_path_can_say(box: ServedBox) -> None:
     await python(box, DEEP)
     await box.files.remove("/tmp/deep", recursive=True)
     with pytest.raises(FileNotFoundError):
         await box.files.stat("/tmp/deep")
 
 
-async def test_removing_follows_no_link(box: NamespaceBox) -> None:
+async def test_removing_follows_no_link(box: ServedBox) -> None:
     await shell(box, "mkdir -p /tmp/keep/a /tmp/go; touch /tmp/keep/a/f; ln -s /tmp/keep /tmp/go/link")
     await box.files.remove("/tmp/go", recursive=True)
     assert (await shell(box, "ls /tmp/keep/a; ls -d /tmp/go")).output.startswith("f\n")
@@ -59,7 +60,7 @@ async def test_removing_follows_no_link(box: NamespaceBox) -> None:
     assert (await shell(box, "ls /tmp/keep/a")).output == "f\n"
 
 
-async def test_a_worker_that_is_killed(launcher: NamespaceLauncher) -> None:
+async def test_a_worker_that_is_killed(launcher: AnyLauncher) -> None:
     # A program of the box may kill or stop it, as any other.
     async with new_box(launcher) as box:
         await shell(box, "truncate -s 1T /tmp/sparse")
@@ -72,7 +73,7 @@ async def test_a_worker_that_is_killed(launcher: NamespaceLauncher) -> None:
                     pass
 
 
-async def test_a_worker_that_is_stopped(launcher: NamespaceLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_is_stopped(launcher: AnyLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "PATIENCE", 0.2)
     async with new_box(launcher) as box:
         await shell(box, "truncate -s 1T /tmp/sparse")
@@ -145,13 +146,13 @@ LIES = [
 @pytest.mark.parametrize("answer", LIES)
 async def test_an_answer_that_is_none(answer: bytes) -> None:
     with pytest.raises(SandboxError):
-        await NamespaceFiles(LyingBox(answer)).stat("/x")
+        await BoxFiles(LyingBox(answer)).stat("/x")
 
 
 async def test_an_answer_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_MAX_ANSWER", 1000)
     with pytest.raises(SandboxError, match="malformed"):
-        await NamespaceFiles(LyingBox(b"x" * 2000)).stat("/x")
+        await BoxFiles(LyingBox(b"x" * 2000)).stat("/x")
 
 
 FACTS = ["file", 1, 2.0, 3]
@@ -177,27 +178,27 @@ async def test_a_directory_that_is_none(entries: list[object]) -> None:
     # One entry is promised.
     lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
     with pytest.raises(SandboxError, match="malformed"):
-        await NamespaceFiles(LyingBox(b'{"ok": 1}\n' + lines)).list("/x", limit=5)
+        await BoxFiles(LyingBox(b'{"ok": 1}\n' + lines)).list("/x", limit=5)
 
 
 @pytest.mark.parametrize("count", [b"6", b"-1", b"true", b'"1"', b"null"])
 async def test_a_directory_of_another_size(count: bytes) -> None:
     with pytest.raises(SandboxError, match="malformed"):
-        await NamespaceFiles(LyingBox(b'{"ok": ' + count + b"}\n")).list("/x", limit=5)
+        await BoxFiles(LyingBox(b'{"ok": ' + count + b"}\n")).list("/x", limit=5)
 
 
 async def test_more_than_was_asked_for() -> None:
     with pytest.raises(OSError, match="large"):
-        await NamespaceFiles(LyingBox(b'{"ok": null}\n' + b"x" * 11)).read("/x", limit=10)
+        await BoxFiles(LyingBox(b'{"ok": null}\n' + b"x" * 11)).read("/x", limit=10)
 
 
 async def test_a_path_that_the_box_names() -> None:
     with pytest.raises(FileNotFoundError) as caught:
-        await NamespaceFiles(LyingBox(b'{"errno": 2, "path": "/y"}\n')).stat("/x")
+        await BoxFiles(LyingBox(b'{"errno": 2, "path": "/y"}\n')).stat("/x")
     assert caught.value.filename == "/y"
 
 
-async def test_a_host_directory_is_no_way_out(launcher: NamespaceLauncher, owned_directory: Path) -> None:
+async def test_a_host_directory_is_no_way_out(launcher: AnyLauncher, owned_directory: Path) -> None:
     async with new_box(launcher, BoxSpec("host", workdir=owned_directory)) as box:
         secret = owned_directory.parent / "secret"
         secret.write_text("host")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from box_policy.sandbox.namespaces.box import NamespaceBox
+from box_policy.sandbox.namespaces.served_box import ServedBox
 from tests.sandbox.boxes import python, shell
+from tests.sandbox.conftest import DOCKER
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -40,7 +41,7 @@ NEW_NAMESPACES = {
 }
 
 
-async def attempt(box: NamespaceBox, code: str) -> str:
+async def attempt(box: ServedBox, code: str) -> str:
     """The name of the error that Python code ends with, or "done"."""
     return (await python(box, CALL.format(code=code))).output.strip()
 
@@ -60,7 +61,7 @@ async def attempt(box: NamespaceBox, code: str) -> str:
         ("AF_QIPCRTR", 42),
     ],
 )
-async def test_socket_families_outside_the_namespace(box: NamespaceBox, family: str, number: int) -> None:
+async def test_socket_families_outside_the_namespace(box: ServedBox, family: str, number: int) -> None:
     for kind in (1, 2, 3, 5):
         assert await attempt(box, f"call(41 if x86 else 198, {number}, {kind}, 0)") == "EAFNOSUPPORT"
         assert await attempt(box, f"call(53 if x86 else 199, {number}, {kind}, 0, (ctypes.c_int * 2)())") == (
@@ -69,7 +70,7 @@ async def test_socket_families_outside_the_namespace(box: NamespaceBox, family: 
 
 
 @pytest.mark.parametrize("family", ["AF_INET", "AF_INET6"])
-async def test_raw_and_ping_sockets(box: NamespaceBox, family: str) -> None:
+async def test_raw_and_ping_sockets(box: ServedBox, family: str) -> None:
     assert await attempt(box, f"socket.socket(socket.{family}, socket.SOCK_RAW, 1)") == "EPERM"
     protocol = "IPPROTO_ICMP" if family == "AF_INET" else "IPPROTO_ICMPV6"
     ping = f"socket.socket(socket.{family}, socket.SOCK_DGRAM, socket.{protocol})"
@@ -77,12 +78,12 @@ async def test_raw_and_ping_sockets(box: NamespaceBox, family: str) -> None:
 
 
 @pytest.mark.parametrize(("call", "number"), [("setup", 425), ("enter", 426), ("register", 427)])
-async def test_io_uring(box: NamespaceBox, call: str, number: int) -> None:
+async def test_io_uring(box: ServedBox, call: str, number: int) -> None:
     assert await attempt(box, f"call({number}, 8, ctypes.create_string_buffer(120))") == "ENOSYS"
 
 
 @pytest.mark.parametrize("kind", NEW_NAMESPACES)
-async def test_new_namespaces(box: NamespaceBox, kind: str) -> None:
+async def test_new_namespaces(box: ServedBox, kind: str) -> None:
     flag = NEW_NAMESPACES[kind]
     assert await attempt(box, f"call(272 if x86 else 97, {flag})") == "EPERM"
     if kind != "time":  # has no flag of clone()'s
@@ -92,7 +93,7 @@ async def test_new_namespaces(box: NamespaceBox, kind: str) -> None:
     ) == ("ENOSYS")
 
 
-async def test_entering_namespaces(box: NamespaceBox) -> None:
+async def test_entering_namespaces(box: ServedBox) -> None:
     assert (
         await attempt(box, "call(308 if x86 else 268, os.open('/proc/self/ns/net', os.O_RDONLY), 0)")
         == "EPERM"
@@ -115,7 +116,7 @@ async def test_entering_namespaces(box: NamespaceBox) -> None:
         "os.mknod('/tmp/device', 0o20666, os.makedev(1, 1))",
     ],
 )
-async def test_mounts_and_roots(box: NamespaceBox, code: str) -> None:
+async def test_mounts_and_roots(box: ServedBox, code: str) -> None:
     assert await attempt(box, code) == "EPERM"
 
 
@@ -133,14 +134,16 @@ async def test_mounts_and_roots(box: NamespaceBox, code: str) -> None:
         ("userfaultfd", 323, 282),
     ],
 )
-async def test_kernel_interfaces(box: NamespaceBox, name: str, x86: int, arm: int) -> None:
+async def test_kernel_interfaces(box: ServedBox, name: str, x86: int, arm: int) -> None:
     assert await attempt(box, f"call({x86} if x86 else {arm}, 0, 0, 0, 0, 0)") == "EPERM"
 
 
 @pytest.mark.parametrize(
     "path", ["environ", "maps", "mem", "root", "cwd", "exe", "fd", "fdinfo", "ns/net", "ns/user", "ns/mnt"]
 )
-async def test_the_first_process_shows_nothing(box: NamespaceBox, path: str) -> None:
+async def test_the_first_process_shows_nothing(user: str, box: ServedBox, path: str) -> None:
+    if user == DOCKER and path == "fd":
+        path = "fd/0"  # the names are shown to the owner, and root is that here; what they are is not
     look = (
         f"(os.readlink if os.path.islink('/proc/1/{path}') else os.listdir if os.path.isdir('/proc/1/{path}')"
     )
@@ -148,28 +151,28 @@ async def test_the_first_process_shows_nothing(box: NamespaceBox, path: str) -> 
     assert await attempt(box, look) in {"EACCES", "EPERM"}
 
 
-async def test_the_first_process_names_no_place_of_the_host(box: NamespaceBox) -> None:
+async def test_the_first_process_names_no_place_of_the_host(box: ServedBox) -> None:
     assert (await shell(box, "tr -d '\\0' < /proc/1/cmdline; cat /proc/1/comm")).output == "boxbox-init\n"
 
 
-async def test_the_first_process_cannot_be_traced(box: NamespaceBox) -> None:
+async def test_the_first_process_cannot_be_traced(box: ServedBox) -> None:
     for request in (16, 0x4206):  # PTRACE_ATTACH, PTRACE_SEIZE
         assert await attempt(box, f"call(101 if x86 else 117, {request}, 1, 0, 0)") == "EPERM"
     buffer = "ctypes.byref((ctypes.c_void_p * 2)(ctypes.addressof(ctypes.create_string_buffer(8)), 8))"
     assert await attempt(box, f"call(310 if x86 else 270, 1, {buffer}, 1, {buffer}, 1, 0)") == "EPERM"
 
 
-async def test_its_descriptors_cannot_be_taken(box: NamespaceBox) -> None:
+async def test_its_descriptors_cannot_be_taken(box: ServedBox) -> None:
     assert await attempt(box, "call(438, os.pidfd_open(1), 3, 0)") == "EPERM"
 
 
 @pytest.mark.parametrize("number", ["KILL", "STOP", "INT", "TERM", "HUP", "CHLD", "SEGV"])
-async def test_the_first_process_survives_signals(box: NamespaceBox, number: str) -> None:
+async def test_the_first_process_survives_signals(box: ServedBox, number: str) -> None:
     await shell(box, f"kill -{number} 1")
     assert (await shell(box, "echo alive")).output == "alive\n"
 
 
-async def test_debuggers_work_inside(box: NamespaceBox) -> None:
+async def test_debuggers_work_inside(box: ServedBox) -> None:
     trace = """
     child = os.fork()
     if not child:
@@ -194,12 +197,12 @@ async def test_debuggers_work_inside(box: NamespaceBox) -> None:
         "/proc/sysrq-trigger",
     ],
 )
-async def test_kernel_settings_cannot_be_written(box: NamespaceBox, path: str) -> None:
+async def test_kernel_settings_cannot_be_written(box: ServedBox, path: str) -> None:
     assert await attempt(box, f"open('{path}', 'w')") in {"EROFS", "EACCES", "EPERM", "ENOENT"}
 
 
 @pytest.mark.parametrize("path", ["bus", "fs", "irq", "sys", "sysrq-trigger"])
-async def test_settings_are_mounted_read_only(box: NamespaceBox, path: str) -> None:
+async def test_settings_are_mounted_read_only(box: ServedBox, path: str) -> None:
     # Not left to the files' modes: those of the network belong to the namespace's own root.
     if Path(f"/proc/{path}").exists():
         options = (await shell(box, f"grep ' /proc/{path} ' /proc/self/mounts")).output.split()[3]
@@ -207,12 +210,16 @@ async def test_settings_are_mounted_read_only(box: NamespaceBox, path: str) -> N
 
 
 @pytest.mark.parametrize("path", ["kallsyms", "kcore", "keys", "sched_debug", "timer_list"])
-async def test_what_the_kernel_tells_about_the_machine_is_covered(box: NamespaceBox, path: str) -> None:
+async def test_what_the_kernel_tells_about_the_machine_is_covered(
+    user: str, box: ServedBox, path: str
+) -> None:
+    if user == DOCKER and path == "kallsyms":
+        pytest.skip("Docker leaves it to the kernel, which shows no addresses there")
     if Path(f"/proc/{path}").exists():
         assert await attempt(box, f"assert open('/proc/{path}').read() == ''") == "done"
 
 
-async def test_capabilities_are_those_over_the_box(box: NamespaceBox) -> None:
+async def test_capabilities_are_those_over_the_box(box: ServedBox) -> None:
     status = (await shell(box, "grep Cap /proc/self/status; grep NoNewPrivs /proc/self/status")).output
     fields = dict(line.split(":\t") for line in status.splitlines())
     # CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID
@@ -221,21 +228,21 @@ async def test_capabilities_are_those_over_the_box(box: NamespaceBox) -> None:
     assert fields["NoNewPrivs"] == "1"
 
 
-async def test_file_capabilities_cannot_be_set(box: NamespaceBox) -> None:
+async def test_file_capabilities_cannot_be_set(box: ServedBox) -> None:
     # On an id-mapped directory of root's they would be real ones, outside.
     code = "open('/workspace/f', 'w').close(); os.setxattr('/workspace/f', 'security.capability', "
     code += "(0x02000001).to_bytes(4, 'little') + (0x3000).to_bytes(4, 'little') + bytes(12))"
     assert await attempt(box, code) == "EPERM"
 
 
-async def test_characters_cannot_be_typed_into_a_terminal(box: NamespaceBox) -> None:
+async def test_characters_cannot_be_typed_into_a_terminal(box: ServedBox) -> None:
     type_into = "import fcntl, termios; fcntl.ioctl(os.openpty()[1], termios.TIOCSTI, b'x')"
     assert await attempt(box, type_into) == "EPERM"
     # The kernel compares 32 bits; so must the filter.
     assert await attempt(box, "call(16 if x86 else 29, os.openpty()[1], 0x100005412, b'x')") == "EPERM"
 
 
-async def test_a_32_bit_call_ends_the_program(box: NamespaceBox) -> None:
+async def test_a_32_bit_call_ends_the_program(user: str, box: ServedBox) -> None:
     if os.uname().machine != "x86_64":
         pytest.skip("only x86-64 has such calls")
     # mov eax, 20 (getpid on i386); int 0x80; ret
@@ -247,16 +254,18 @@ print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(
 """
     outcome = await python(box, run)
     assert (outcome.status, outcome.output) == (-31, "")
-    assert await attempt(box, "call(0x40000000 + 41, 1, 1, 0)") == "ENOSYS"  # x32
+    x32 = await attempt(box, "call(0x40000000 + 41, 1, 1, 0)")
+    assert x32 == ("" if user == DOCKER else "ENOSYS")  # the container's own filter ends the program
 
 
-async def test_the_box_sees_its_own_processes_alone(box: NamespaceBox) -> None:
+async def test_the_box_sees_its_own_processes_alone(box: ServedBox) -> None:
     pids = (await shell(box, "ls /proc | grep '^[0-9]'")).output.split()
     assert "1" in pids
     assert len(pids) < 10
 
 
-async def test_no_user_is_the_hosts_root(box: NamespaceBox) -> None:
+@pytest.mark.of_namespaces
+async def test_no_user_is_the_hosts_root(box: ServedBox) -> None:
     outer = (await shell(box, "cat /proc/self/uid_map /proc/self/gid_map")).output
     assert all(int(line.split()[2]) <= 65_536 for line in outer.splitlines())
     # A file of the host's root belongs to nobody here.
@@ -264,9 +273,9 @@ async def test_no_user_is_the_hosts_root(box: NamespaceBox) -> None:
         assert (await shell(box, "stat -c %u /usr")).output == "65534\n"
 
 
-async def test_programs_leave_no_core(box: NamespaceBox) -> None:
+async def test_programs_leave_no_core(box: ServedBox) -> None:
     assert (await shell(box, "ulimit -c; ulimit -Hc")).output == "0\n0\n"
 
 
-async def test_a_box_ends_before_the_host_runs_out_of_memory(box: NamespaceBox) -> None:
+async def test_a_box_ends_before_the_host_runs_out_of_memory(box: ServedBox) -> None:
     assert int((await shell(box, "cat /proc/self/oom_score_adj")).output) >= 500

@@ -11,7 +11,7 @@ import pytest
 
 from box_policy.sandbox.namespaces import NamespaceLauncher
 from box_policy.sandbox.namespaces import launcher as launcher_module
-from box_policy.sandbox.namespaces.box import NamespaceBox
+from box_policy.sandbox.namespaces.served_box import ServedBox
 from tests.sandbox.boxes import PATIENCE, Outcome, new_box, parse_sockaddr_in, python, shell
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -68,19 +68,19 @@ def original_destination(sock: socket.socket) -> tuple[str, int]:
 
 
 @asynccontextmanager
-async def talking(box: NamespaceBox, source: str, *arguments: str) -> AsyncIterator[asyncio.Task[Outcome]]:
+async def talking(box: ServedBox, source: str, *arguments: str) -> AsyncIterator[asyncio.Task[Outcome]]:
     task = asyncio.create_task(python(box, source, *arguments))
     async with asyncio.timeout(PATIENCE):
         yield task
         await task
 
 
-async def test_there_is_only_lo(box: NamespaceBox) -> None:
+async def test_there_is_only_lo(box: ServedBox) -> None:
     interfaces = await python(box, "import socket; print(socket.if_nameindex())")
     assert interfaces.output == "[(1, 'lo')]\n"
 
 
-async def test_lo_has_addresses_that_are_not_loopback(box: NamespaceBox) -> None:
+async def test_lo_has_addresses_that_are_not_loopback(box: ServedBox) -> None:
     # Otherwise getaddrinfo() with AI_ADDRCONFIG, as most programs call it, finds nothing.
     bind = """
 import socket
@@ -93,14 +93,14 @@ for family, address in ((socket.AF_INET, "10.0.2.15"), (socket.AF_INET6, "fd00:2
     assert (await python(box, bind)).output.startswith(expected)
 
 
-async def test_every_route_leads_to_lo(box: NamespaceBox) -> None:
+async def test_every_route_leads_to_lo(box: ServedBox) -> None:
     routes = (await shell(box, "tail -n +2 /proc/net/route; cat /proc/net/ipv6_route")).output
     assert routes
     assert {line.split()[0] if "\t" in line else line.split()[-1] for line in routes.splitlines()} == {"lo"}
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7"])
-async def test_tcp_to_anywhere_arrives_with_its_destination(box: NamespaceBox, address: str) -> None:
+async def test_tcp_to_anywhere_arrives_with_its_destination(box: ServedBox, address: str) -> None:
     sock = listener(box.listeners.tcp, address)
     loop = asyncio.get_running_loop()
     async with talking(box, SEND_AND_PRINT, "SOCK_STREAM", address, "443") as program:
@@ -115,7 +115,7 @@ async def test_tcp_to_anywhere_arrives_with_its_destination(box: NamespaceBox, a
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "127.0.0.53", "10.0.2.3", "2001:db8::53", "::1"])
-async def test_dns_over_udp_arrives_and_its_answer_is_believed(box: NamespaceBox, address: str) -> None:
+async def test_dns_over_udp_arrives_and_its_answer_is_believed(box: ServedBox, address: str) -> None:
     # The program's socket is connected: the kernel drops an answer from any other address.
     sock = listener(box.listeners.dns_udp, address)
     loop = asyncio.get_running_loop()
@@ -127,7 +127,7 @@ async def test_dns_over_udp_arrives_and_its_answer_is_believed(box: NamespaceBox
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "127.0.0.53", "2001:db8::53"])
-async def test_dns_over_tcp_arrives_at_the_dns_listener(box: NamespaceBox, address: str) -> None:
+async def test_dns_over_tcp_arrives_at_the_dns_listener(box: ServedBox, address: str) -> None:
     sock = listener(box.listeners.dns_tcp, address)
     loop = asyncio.get_running_loop()
     async with talking(box, SEND_AND_PRINT, "SOCK_STREAM", address, "53") as program:
@@ -142,13 +142,13 @@ async def test_dns_over_tcp_arrives_at_the_dns_listener(box: NamespaceBox, addre
 @pytest.mark.parametrize(
     "address", ["192.0.2.7", "2001:db8::7", "224.0.0.251", "10.0.2.2", "169.254.169.254"]
 )
-async def test_other_udp_is_refused_at_once(box: NamespaceBox, address: str) -> None:
+async def test_other_udp_is_refused_at_once(box: ServedBox, address: str) -> None:
     listener(box.listeners.dns_udp, address)
     outcome = await python(box, CONNECT_AND_PRINT_ERROR, "SOCK_DGRAM", address, "443")
     assert outcome.output.strip() in {"EPERM", "EHOSTUNREACH", "EACCES", "ECONNREFUSED"}
 
 
-async def test_the_resolver_asks_the_gate(box: NamespaceBox) -> None:
+async def test_the_resolver_asks_the_gate(box: ServedBox) -> None:
     loop = asyncio.get_running_loop()
     lookup = "import socket; socket.getaddrinfo('name.test', 443)"
     task = asyncio.create_task(python(box, lookup))
@@ -161,7 +161,7 @@ async def test_the_resolver_asks_the_gate(box: NamespaceBox) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.2.15", "0.0.0.0", "::1"])
-async def test_a_server_in_the_box_is_reached_in_the_box(box: NamespaceBox, address: str) -> None:
+async def test_a_server_in_the_box_is_reached_in_the_box(box: ServedBox, address: str) -> None:
     listener(box.listeners.tcp, address)
     serve = """
 import socket, sys
@@ -179,30 +179,30 @@ with socket.socket(family) as server:
 
 
 @pytest.mark.parametrize(("name", "value"), [("tcp_timestamps", "2"), ("ip_unprivileged_port_start", "0")])
-async def test_kernel_settings_of_the_namespace(box: NamespaceBox, name: str, value: str) -> None:
+async def test_kernel_settings_of_the_namespace(box: ServedBox, name: str, value: str) -> None:
     assert (await shell(box, f"cat /proc/sys/net/ipv4/{name}")).output == f"{value}\n"
 
 
-async def test_the_listeners_are_ready_for_an_event_loop(box: NamespaceBox) -> None:
+async def test_the_listeners_are_ready_for_an_event_loop(box: ServedBox) -> None:
     everything = (*box.listeners.tcp, *box.listeners.dns_udp, *box.listeners.dns_tcp)
     assert [sock.getblocking() for sock in everything] == [False] * len(everything)
     assert [sock.get_inheritable() for sock in everything] == [False] * len(everything)
     assert {sock.getsockname()[0] for sock in everything} <= {"127.0.0.1", "::1"}
 
 
-async def test_the_namespace_is_not_the_hosts(box: NamespaceBox) -> None:
+async def test_the_namespace_is_not_the_hosts(box: ServedBox) -> None:
     inside = (await shell(box, "readlink /proc/self/ns/net")).output.strip()
     assert inside != str(Path("/proc/self/ns/net").readlink())
 
 
-async def test_the_hosts_loopback_is_not_the_boxs(box: NamespaceBox) -> None:
+async def test_the_hosts_loopback_is_not_the_boxs(box: ServedBox) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         outcome = await python(box, CONNECT_AND_PRINT_ERROR, "SOCK_STREAM", "127.0.0.1", str(port))
     assert outcome.output == "ECONNREFUSED\n"
 
 
-async def test_a_hosts_abstract_socket_is_not_the_boxs(box: NamespaceBox) -> None:
+async def test_a_hosts_abstract_socket_is_not_the_boxs(box: ServedBox) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("\0box-policy-test")
         server.listen()
@@ -236,7 +236,7 @@ zygote.main()
         await launcher.close()
 
 
-async def test_closed_listeners_leave_no_way_out(box: NamespaceBox) -> None:
+async def test_closed_listeners_leave_no_way_out(box: ServedBox) -> None:
     # Last in this file: the shared box has no listeners from here on.
     box.listeners.close()
     for kind, address in (("SOCK_STREAM", "192.0.2.7"), ("SOCK_DGRAM", "192.0.2.7")):

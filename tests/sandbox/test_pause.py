@@ -10,8 +10,9 @@ import pytest
 
 from box_policy.sandbox.launcher import BoxPausedError, BoxSpec, Program, ProgramSpec, SandboxError
 from box_policy.sandbox.namespaces import NamespaceLauncher
-from box_policy.sandbox.namespaces.box import NamespaceBox
+from box_policy.sandbox.namespaces.served_box import ServedBox
 from tests.sandbox.boxes import PATIENCE, Watch, descendants, new_box, processes, shell
+from tests.sandbox.conftest import AnyLauncher
 from tests.sandbox.test_teardown import assert_no_trace, new_processes, parts
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -27,7 +28,7 @@ while True:
 """
 
 
-async def background(box: NamespaceBox, script: str) -> None:
+async def background(box: ServedBox, script: str) -> None:
     await shell(box, f"setsid -f sh -c '{script}' > /dev/null 2>&1 < /dev/null")
 
 
@@ -40,7 +41,8 @@ def members(before: set[int]) -> list[int]:
     return [process.pid for process in descendants(outer.pid) if process.name != "box-init"]
 
 
-async def test_every_process_stops_and_goes_on(launcher: NamespaceLauncher) -> None:
+@pytest.mark.of_namespaces
+async def test_every_process_stops_and_goes_on(launcher: AnyLauncher) -> None:
     before = {process.pid for process in processes()}
     async with new_box(launcher) as box:
         for _ in range(3):
@@ -59,7 +61,8 @@ async def test_every_process_stops_and_goes_on(launcher: NamespaceLauncher) -> N
         await shell(box, f"until test $(cat /tmp/count) != {count.decode()}; do :; done")
 
 
-async def test_a_process_that_forks_on_and_on(launcher: NamespaceLauncher) -> None:
+@pytest.mark.of_namespaces
+async def test_a_process_that_forks_on_and_on(launcher: AnyLauncher) -> None:
     before = {process.pid for process in processes()}
     async with new_box(launcher) as box:
         await box.files.write("/tmp/forks.py", FORKS.encode())
@@ -74,7 +77,7 @@ async def test_a_process_that_forks_on_and_on(launcher: NamespaceLauncher) -> No
             await box.resume()
 
 
-async def test_nothing_is_started_in_a_paused_box(launcher: NamespaceLauncher) -> None:
+async def test_nothing_is_started_in_a_paused_box(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         await box.pause()
         with pytest.raises(BoxPausedError, match="paused"):
@@ -83,7 +86,8 @@ async def test_nothing_is_started_in_a_paused_box(launcher: NamespaceLauncher) -
         assert (await shell(box, "echo on")).output == "on\n"
 
 
-async def test_starts_under_way_are_refused_or_stopped(launcher: NamespaceLauncher) -> None:
+@pytest.mark.of_namespaces
+async def test_starts_under_way_are_refused_or_stopped(launcher: AnyLauncher) -> None:
     before = {process.pid for process in processes()}
     async with new_box(launcher) as box:
         for _ in range(10):
@@ -102,7 +106,7 @@ async def test_starts_under_way_are_refused_or_stopped(launcher: NamespaceLaunch
                     assert await program.wait() == -signal.SIGKILL
 
 
-async def test_what_the_box_had_stopped_itself_stays_so(launcher: NamespaceLauncher) -> None:
+async def test_what_the_box_had_stopped_itself_stays_so(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         await background(box, "echo $$ > /tmp/pid; kill -STOP $$; touch /tmp/on")
         is_stopped = "grep -q State:.T /proc/$(cat /tmp/pid)/status"
@@ -113,7 +117,7 @@ async def test_what_the_box_had_stopped_itself_stays_so(launcher: NamespaceLaunc
         await shell(box, "kill -CONT $(cat /tmp/pid); until test -e /tmp/on; do :; done")
 
 
-async def test_a_shell_does_not_find_its_jobs_stopped(launcher: NamespaceLauncher) -> None:
+async def test_a_shell_does_not_find_its_jobs_stopped(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         program = await box.start(ProgramSpec(["/bin/sh", "-i"], terminal=(24, 80)))
         master = program.terminal
@@ -132,7 +136,7 @@ async def test_a_shell_does_not_find_its_jobs_stopped(launcher: NamespaceLaunche
         assert b"Stopped" not in output
 
 
-async def test_signals_to_a_paused_box(launcher: NamespaceLauncher) -> None:
+async def test_signals_to_a_paused_box(launcher: AnyLauncher) -> None:
     async with new_box(launcher) as box:
         program = await box.start(ProgramSpec(["sleep", "1000"]))
         await box.pause()
@@ -140,6 +144,11 @@ async def test_signals_to_a_paused_box(launcher: NamespaceLauncher) -> None:
         program.send_signal(signal.SIGTERM)
         await box.resume()
         assert await program.wait() == -signal.SIGTERM
+
+
+@pytest.mark.of_namespaces  # what the freezer has stopped ends when it goes on
+async def test_killing_a_program_of_a_paused_box(launcher: AnyLauncher) -> None:
+    async with new_box(launcher) as box:
         program = await box.start(ProgramSpec(["sleep", "1000"]))
         await box.pause()
         program.send_signal(signal.SIGKILL)
@@ -158,14 +167,14 @@ time.sleep(1000)
 """
 
 
-async def group(box: NamespaceBox) -> Program:
+async def group(box: ServedBox) -> Program:
     await box.files.write("/tmp/group.py", GROUP.encode())
     program = await box.start(ProgramSpec(["python3", "-I", "/tmp/group.py"]))
     await counts_again(box)
     return program
 
 
-async def counts_again(box: NamespaceBox) -> None:
+async def counts_again(box: ServedBox) -> None:
     await shell(box, "rm -f /tmp/count; until test -s /tmp/count; do :; done")
 
 
@@ -175,7 +184,8 @@ async def stopped_again(pids: list[int]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_group_whose_parent_is_killed_stays_stopped(launcher: NamespaceLauncher) -> None:
+@pytest.mark.of_namespaces
+async def test_a_group_whose_parent_is_killed_stays_stopped(launcher: AnyLauncher) -> None:
     # The kernel sends SIGHUP and SIGCONT to what is stopped in a process group that becomes an orphan.
     before = {process.pid for process in processes()}
     async with new_box(launcher) as box:
@@ -190,7 +200,8 @@ async def test_a_group_whose_parent_is_killed_stays_stopped(launcher: NamespaceL
         await counts_again(box)
 
 
-async def test_what_something_else_continues_stops_again(launcher: NamespaceLauncher) -> None:
+@pytest.mark.of_namespaces
+async def test_what_something_else_continues_stops_again(launcher: AnyLauncher) -> None:
     before = {process.pid for process in processes()}
     async with new_box(launcher) as box:
         await group(box)
@@ -205,6 +216,7 @@ async def test_what_something_else_continues_stops_again(launcher: NamespaceLaun
         await counts_again(box)
 
 
+@pytest.mark.of_namespaces
 async def test_a_paused_box_is_closed(launcher: NamespaceLauncher) -> None:
     box, everyone = await new_processes(launcher, BoxSpec("paused"))
     await box.pause()
@@ -215,6 +227,7 @@ async def test_a_paused_box_is_closed(launcher: NamespaceLauncher) -> None:
             await order()
 
 
+@pytest.mark.of_namespaces
 @pytest.mark.parametrize("victim", ["box-init", "box-outer"])
 async def test_killing_a_part_ends_a_paused_box(launcher: NamespaceLauncher, victim: str) -> None:
     box, everyone = await new_processes(launcher, BoxSpec("paused"))

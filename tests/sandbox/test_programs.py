@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from box_policy.sandbox.launcher import ProgramNotFoundError, ProgramSpec, SandboxError
-from box_policy.sandbox.namespaces.box import NamespaceBox
+from box_policy.sandbox.namespaces.served_box import ServedBox
 from tests.sandbox.boxes import PATIENCE, python, read_all, readable, run, shell
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -34,16 +34,16 @@ async def read_until(fd: int, text: str) -> str:
 
 
 @pytest.mark.parametrize("status", [0, 1, 42, 255])
-async def test_exit_status(box: NamespaceBox, status: int) -> None:
+async def test_exit_status(box: ServedBox, status: int) -> None:
     assert (await shell(box, f"exit {status}")).status == status
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGPIPE])
-async def test_status_of_a_program_ended_by_a_signal(box: NamespaceBox, number: signal.Signals) -> None:
+async def test_status_of_a_program_ended_by_a_signal(box: ServedBox, number: signal.Signals) -> None:
     assert (await shell(box, f"kill -{int(number)} $$")).status == -number
 
 
-async def test_send_signal_reaches_the_whole_group(box: NamespaceBox) -> None:
+async def test_send_signal_reaches_the_whole_group(box: ServedBox) -> None:
     reader, writer = os.pipe()
     program = await box.start(ProgramSpec(["/bin/sh", "-c", "sleep 60 & echo up; wait"], stdout=writer))
     os.close(writer)
@@ -55,7 +55,7 @@ async def test_send_signal_reaches_the_whole_group(box: NamespaceBox) -> None:
         assert await read_all(reader) == b""
 
 
-async def test_a_signal_to_an_ended_program_does_nothing(box: NamespaceBox) -> None:
+async def test_a_signal_to_an_ended_program_does_nothing(box: ServedBox) -> None:
     program = await box.start(ProgramSpec(["true"]))
     assert await program.wait() == 0
     program.send_signal(signal.SIGKILL)
@@ -63,7 +63,7 @@ async def test_a_signal_to_an_ended_program_does_nothing(box: NamespaceBox) -> N
         program.send_signal(0)
 
 
-async def test_wait_can_be_repeated_and_cancelled(box: NamespaceBox) -> None:
+async def test_wait_can_be_repeated_and_cancelled(box: ServedBox) -> None:
     program = await box.start(ProgramSpec(["sleep", "60"]))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(program.wait(), 0.01)
@@ -72,7 +72,7 @@ async def test_wait_can_be_repeated_and_cancelled(box: NamespaceBox) -> None:
         assert [await program.wait(), await program.wait()] == [-9, -9]
 
 
-async def test_standard_streams_are_those_given(box: NamespaceBox) -> None:
+async def test_standard_streams_are_those_given(box: ServedBox) -> None:
     in_reader, in_writer = os.pipe()
     out_reader, out_writer = os.pipe()
     err_reader, err_writer = os.pipe()
@@ -89,18 +89,18 @@ async def test_standard_streams_are_those_given(box: NamespaceBox) -> None:
         assert await program.wait() == 0
 
 
-async def test_standard_streams_are_null_by_default(box: NamespaceBox) -> None:
+async def test_standard_streams_are_null_by_default(box: ServedBox) -> None:
     program = await box.start(ProgramSpec(["sh", "-c", "read line; test $? = 1 && test -c /dev/stdout"]))
     async with asyncio.timeout(PATIENCE):
         assert await program.wait() == 0
 
 
-async def test_a_program_has_no_other_descriptor(box: NamespaceBox) -> None:
+async def test_a_program_has_no_other_descriptor(box: ServedBox) -> None:
     listing = await python(box, "import os; print(sorted(os.listdir('/proc/self/fd'), key=int)[:-1])")
     assert listing.output == "['0', '1', '2']\n"
 
 
-async def test_a_directory_is_no_standard_stream(box: NamespaceBox, tmp_path: Path) -> None:
+async def test_a_directory_is_no_standard_stream(box: ServedBox, tmp_path: Path) -> None:
     # fchdir(0) would be the way into the host's file system.
     for flags in (os.O_RDONLY | os.O_DIRECTORY, os.O_PATH):
         fd = os.open(tmp_path, flags)
@@ -111,18 +111,20 @@ async def test_a_directory_is_no_standard_stream(box: NamespaceBox, tmp_path: Pa
             os.close(fd)
 
 
-async def test_a_closed_descriptor_is_refused(box: NamespaceBox) -> None:
+async def test_a_closed_descriptor_is_refused(box: ServedBox) -> None:
     with pytest.raises(SandboxError, match="descriptor 999: Bad file descriptor"):
         await box.start(ProgramSpec(["true"], stdout=999))
 
 
-async def test_the_environment_is_exact(box: NamespaceBox, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environment_is_exact(user: str, box: ServedBox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_HOST", "1")
     shown = (await run(box, "env")).output
-    assert dict(line.split("=", 1) for line in shown.splitlines()) == ENVIRONMENT
+    assert dict(line.split("=", 1) for line in shown.splitlines()) == ENVIRONMENT | (
+        {"HOME": "/root"} if user == "docker" else {}  # as the image's /etc/passwd has it
+    )
 
 
-async def test_variables_are_added_and_replaced(box: NamespaceBox) -> None:
+async def test_variables_are_added_and_replaced(box: ServedBox) -> None:
     given = {"HOME": "/tmp", "EXTRA": "a=b c", "UMLAUT": "ä\udcff"}
     code = "import os, sys; print([os.environb[name] for name in (b'HOME', b'EXTRA', b'UMLAUT', b'USER')])"
     reader, writer = os.pipe()
@@ -134,13 +136,13 @@ async def test_variables_are_added_and_replaced(box: NamespaceBox) -> None:
         assert await program.wait() == 0
 
 
-async def test_arguments_arrive_as_they_are(box: NamespaceBox) -> None:
+async def test_arguments_arrive_as_they_are(box: ServedBox) -> None:
     arguments = ["", "a b", "*", "$HOME", "ä", "\n", "x" * 60_000]
     shown = await python(box, "import sys; print([len(a) for a in sys.argv[1:]], sys.argv[1:6])", *arguments)
     assert shown.output == f"{[len(a) for a in arguments]} {arguments[:5]}\n"
 
 
-async def test_arguments_that_are_too_large(box: NamespaceBox) -> None:
+async def test_arguments_that_are_too_large(box: ServedBox) -> None:
     with pytest.raises(SandboxError, match="too large"):
         await box.start(ProgramSpec(["echo", "x" * 200_000]))
 
@@ -159,12 +161,12 @@ async def test_arguments_that_are_too_large(box: NamespaceBox) -> None:
         ProgramSpec(["echo"], terminal=(24, 1 << 16)),
     ],
 )
-async def test_what_no_program_can_be_given(box: NamespaceBox, spec: ProgramSpec) -> None:
+async def test_what_no_program_can_be_given(box: ServedBox, spec: ProgramSpec) -> None:
     with pytest.raises(SandboxError):
         await box.start(spec)
 
 
-async def test_working_directory(box: NamespaceBox) -> None:
+async def test_working_directory(box: ServedBox) -> None:
     assert (await run(box, "pwd")).output == "/workspace\n"
     assert (await run(box, "pwd", cwd="/usr/bin")).output == "/usr/bin\n"
     with pytest.raises(SandboxError, match="/absent: No such file or directory"):
@@ -172,45 +174,45 @@ async def test_working_directory(box: NamespaceBox) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-program", "/usr/bin/no-such-program", "/etc/passwd/x"])
-async def test_a_program_that_does_not_exist(box: NamespaceBox, name: str) -> None:
+async def test_a_program_that_does_not_exist(box: ServedBox, name: str) -> None:
     with pytest.raises(ProgramNotFoundError, match=f"{name}: no such program in the box"):
         await box.start(ProgramSpec([name]))
 
 
-async def test_a_program_that_may_not_run(box: NamespaceBox) -> None:
+async def test_a_program_that_may_not_run(box: ServedBox) -> None:
     with pytest.raises(SandboxError, match="/etc/passwd: permission denied") as caught:
         await box.start(ProgramSpec(["/etc/passwd"]))
     assert not isinstance(caught.value, ProgramNotFoundError)
 
 
-async def test_a_script_whose_interpreter_is_missing(box: NamespaceBox) -> None:
+async def test_a_script_whose_interpreter_is_missing(box: ServedBox) -> None:
     await shell(box, "printf '#!/absent/interpreter\\n' > /tmp/script; chmod +x /tmp/script")
     with pytest.raises(SandboxError, match="/tmp/script: its interpreter is not in the box"):
         await box.start(ProgramSpec(["/tmp/script"]))
 
 
-async def test_path_decides_what_is_found(box: NamespaceBox) -> None:
+async def test_path_decides_what_is_found(box: ServedBox) -> None:
     await shell(
         box, "mkdir -p /tmp/bin; printf '#!/bin/sh\\necho mine\\n' > /tmp/bin/ls; chmod +x /tmp/bin/ls"
     )
     assert (await run(box, "ls", env={"PATH": "/absent:/tmp/bin:/usr/bin"})).output == "mine\n"
 
 
-async def test_a_refused_start_leaves_no_process(box: NamespaceBox) -> None:
+async def test_a_refused_start_leaves_no_process(box: ServedBox) -> None:
     with pytest.raises(ProgramNotFoundError):
         await box.start(ProgramSpec(["no-such-program"], terminal=(24, 80)))
     states = (await shell(box, "cat /proc/[0-9]*/stat | cut -d' ' -f3")).output.split()
     assert "Z" not in states
 
 
-async def test_orphans_are_reaped(box: NamespaceBox) -> None:
+async def test_orphans_are_reaped(box: ServedBox) -> None:
     assert (await shell(box, "(sh -c 'true & true' &) ; sleep 0.05")).status == 0
     async with asyncio.timeout(PATIENCE):
         while "Z" in (await shell(box, "cat /proc/[0-9]*/stat | cut -d' ' -f3")).output.split():
             pass
 
 
-async def test_signal_handling_is_the_default(box: NamespaceBox) -> None:
+async def test_signal_handling_is_the_default(box: ServedBox) -> None:
     status = (await shell(box, "grep -E 'Sig(Blk|Ign|Cgt)' /proc/self/status")).output
     masks = {line.split(":\t")[0]: int(line.split(":\t")[1], 16) for line in status.splitlines()}
     # Signals 32 and 33 are the C library's own: it lets nobody set them, and some makes leave them ignored.
@@ -218,11 +220,11 @@ async def test_signal_handling_is_the_default(box: NamespaceBox) -> None:
     assert (masks["SigBlk"], masks["SigIgn"] & ~of_the_c_library) == (0, 0)
 
 
-async def test_umask(box: NamespaceBox) -> None:
+async def test_umask(box: ServedBox) -> None:
     assert (await shell(box, "umask")).output == "0022\n"
 
 
-async def test_a_terminal_is_the_controlling_one(box: NamespaceBox) -> None:
+async def test_a_terminal_is_the_controlling_one(box: ServedBox) -> None:
     script = "tty; stty size; echo $TERM; echo typed > /dev/tty; test -t 0 -a -t 1 -a -t 2 && echo yes"
     program = await box.start(ProgramSpec(["sh", "-c", script], terminal=(31, 97)))
     assert program.terminal is not None
@@ -236,7 +238,7 @@ async def test_a_terminal_is_the_controlling_one(box: NamespaceBox) -> None:
         os.close(program.terminal)
 
 
-async def test_control_c_is_an_interrupt(box: NamespaceBox) -> None:
+async def test_control_c_is_an_interrupt(box: ServedBox) -> None:
     program = await box.start(ProgramSpec(["sh", "-c", "echo up; exec sleep 60"], terminal=(24, 80)))
     assert program.terminal is not None
     try:
@@ -248,7 +250,7 @@ async def test_control_c_is_an_interrupt(box: NamespaceBox) -> None:
         os.close(program.terminal)
 
 
-async def test_a_hung_up_terminal_ends_its_program(box: NamespaceBox) -> None:
+async def test_a_hung_up_terminal_ends_its_program(box: ServedBox) -> None:
     program = await box.start(ProgramSpec(["sleep", "60"], terminal=(24, 80)))
     assert program.terminal is not None
     os.close(program.terminal)
@@ -256,7 +258,7 @@ async def test_a_hung_up_terminal_ends_its_program(box: NamespaceBox) -> None:
         assert await program.wait() == -signal.SIGHUP
 
 
-async def test_given_streams_take_the_terminals_place(box: NamespaceBox) -> None:
+async def test_given_streams_take_the_terminals_place(box: ServedBox) -> None:
     reader, writer = os.pipe()
     script = "test -t 0 && test ! -t 1 && test -t 2 && echo split"
     program = await box.start(ProgramSpec(["sh", "-c", script], terminal=(24, 80), stdout=writer))
@@ -270,7 +272,7 @@ async def test_given_streams_take_the_terminals_place(box: NamespaceBox) -> None
         os.close(program.terminal)
 
 
-async def test_terminal_names_can_be_opened(box: NamespaceBox) -> None:
+async def test_terminal_names_can_be_opened(box: ServedBox) -> None:
     # As ssh, tmux and gpg do.
     program = await box.start(ProgramSpec(["sh", "-c", "exec 3<>$(tty) && echo opened"], terminal=(24, 80)))
     assert program.terminal is not None
@@ -280,18 +282,18 @@ async def test_terminal_names_can_be_opened(box: NamespaceBox) -> None:
         os.close(program.terminal)
 
 
-async def test_without_a_terminal_there_is_none(box: NamespaceBox) -> None:
+async def test_without_a_terminal_there_is_none(box: ServedBox) -> None:
     program = await box.start(ProgramSpec(["true"]))
     assert program.terminal is None
     assert (await shell(box, "echo x > /dev/tty")).status != 0
 
 
-async def test_many_programs_at_once(box: NamespaceBox) -> None:
+async def test_many_programs_at_once(box: ServedBox) -> None:
     outcomes = await asyncio.gather(*(shell(box, f"echo {n}; exit {n}") for n in range(30)))
     assert [(o.status, o.output) for o in outcomes] == [(n, f"{n}\n") for n in range(30)]
 
 
-async def test_files_and_sockets_are_no_standard_streams(box: NamespaceBox) -> None:
+async def test_files_and_sockets_are_no_standard_streams(box: ServedBox) -> None:
     # Who owns a file can open it again for writing; a socket can be connected to somewhere else.
     near, far = socket.socketpair()
     with tempfile.TemporaryFile() as file, near, far, socket.socket() as inet:
@@ -300,7 +302,7 @@ async def test_files_and_sockets_are_no_standard_streams(box: NamespaceBox) -> N
                 await box.start(ProgramSpec(["true"], stdout=fd))
 
 
-async def test_a_start_that_nobody_waits_for_any_more_is_undone(box: NamespaceBox) -> None:
+async def test_a_start_that_nobody_waits_for_any_more_is_undone(box: ServedBox) -> None:
     reader, writer = os.pipe()
     start = asyncio.ensure_future(box.start(ProgramSpec(["sleep", "60"], stdout=writer)))
     await asyncio.sleep(0)  # sent, not answered yet

@@ -1,44 +1,27 @@
-"""pid 1 of a box: makes its file system, starts its programs, reaps, and ends the box when told.
+"""pid 1 of a box of namespaces: makes its file system and the user namespace of its programs, and serves.
 
-It answers to one control socket. End of file there, or the end of its parent, ends the box: the
-kernel then kills every process of the pid namespace.
+The end of its parent ends it too, and with it the box.
 """
 
-import contextlib
-import errno
-import fcntl
-import json
 import os
 import resource
-import select
 import signal
 import socket
-import struct
-import termios
-import time
-from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from box_policy.sandbox.launcher import SandboxError
-from box_policy.sandbox.namespaces import messages, network, syscalls, user_namespaces, workload
+from box_policy.sandbox.namespaces import messages, network, syscalls, user_namespaces
 from box_policy.sandbox.namespaces.diagnosis import describe
-from box_policy.sandbox.namespaces.filesystem import HostFiles, RootBuilder
+from box_policy.sandbox.namespaces.filesystem import HOME, HostFiles, RootBuilder
 from box_policy.sandbox.namespaces.host_files import own_etc_files
 from box_policy.sandbox.namespaces.identity import Identity
-from box_policy.sandbox.namespaces.messages import DescriptorsLostError, Message
-from box_policy.sandbox.namespaces.pause import Pause
+from box_policy.sandbox.namespaces.init_loop import InitLoop
 from box_policy.sandbox.namespaces.user_namespaces import NewUserNamespace
+from box_policy.sandbox.namespaces.workload import PATH, Rights
 
-# When memory runs out, the programs of a box go first: before its pid 1, and before the programs of the
-# host (choom(1); the range ends at 1000). A program may set its own back to 0: the least that it may set is
-# what a process with CAP_SYS_RESOURCE on the host has set, and for pid 1 that is 0.
-_OOM_SCORE_ADJUSTMENT = 500
-_SEND_RETRIES = 1000
-_SEND_RETRY = 0.01
 SPARE_PROCESSES = 16
 """How many more than its programs may be there at one time: what makes a box, and the file workers."""
-_PAUSED = "the box is paused"
-_NAME_SIZE = 500
+_ENVIRONMENT = {"PATH": PATH, "HOME": HOME, "USER": "root", "LANG": "C.UTF-8"}
 
 
 class Filters(NamedTuple):
@@ -70,23 +53,21 @@ def run(
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         # Nor is one to gain much that nevertheless takes it.
         syscalls.install_seccomp_filter(filters.init)
-        parts = _Parts(user_namespace, oom_score, filters.box, request["limits"].get("pids"))
-        _Init(control, alive, parts).serve()
+        pids: int | None = request["limits"].get("pids")
+        rights = Rights(lambda: _enter(user_namespace), user_namespace, filters.box, pids, _ENVIRONMENT)
+        InitLoop(control, alive, oom_score, rights).serve()
     except BaseException as error:
         messages.send_last(control, {"event": "failed", "error": describe(error)})
     finally:
         os._exit(1)
 
 
-class _Parts(NamedTuple):
-    """What pid 1 starts programs with."""
-
-    user_namespace: int
-    """A descriptor of U2."""
-    oom_score: int
-    """A descriptor of its own oom_score_adj, which it could not open any more."""
-    seccomp: bytes
-    pids: int | None
+def _enter(user_namespace: int) -> None:
+    """Become root of U2, with the capabilities that this has in it."""
+    os.setns(user_namespace, os.CLONE_NEWUSER)
+    os.close(user_namespace)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
 
 
 def _make_box(host: HostFiles, who: Identity, request: dict[str, Any]) -> tuple[int, int]:
@@ -120,253 +101,3 @@ def _bounded_user_namespace(pids: int) -> NewUserNamespace:
         return NewUserNamespace()
     finally:
         resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
-
-
-@dataclass(slots=True)
-class _Starting:
-    """A child that has not reached exec() yet: its report pipe closes when it has."""
-
-    id: int
-    pid: int
-    master: int | None
-    """The controlling side of its terminal, to be handed out."""
-    status: int | None = None
-    """Its exit status, if it ended before its report was read."""
-
-
-class _Init:
-    """The event loop of pid 1."""
-
-    def __init__(self, control: socket.socket, alive: int, parts: _Parts) -> None:
-        self._control = control
-        self._alive = alive
-        self._parts = parts
-        self._pause = Pause()
-        self._starting: dict[int, _Starting] = {}  # by report pipe
-        self._programs: dict[int, int] = {}  # id of each running program, by pid
-        self._wakeup, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self._poll = select.poll()
-        for fd in (control.fileno(), alive, self._wakeup):
-            self._poll.register(fd, select.POLLIN)
-
-    def serve(self) -> NoReturn:
-        """Serve until the box is to end."""
-        self._reap()  # who made the user namespace ended before anyone listened
-        messages.send(self._control, {"event": "ready"})
-        while True:
-            for fd, _ in self._poll.poll(self._pause.hold()):
-                if fd == self._alive:
-                    os._exit(0)
-                elif fd == self._wakeup:
-                    os.read(self._wakeup, 4096)
-                    self._pause.alarm()
-                    self._reap()
-                elif fd == self._control.fileno():
-                    self._take_request()
-                elif fd in self._starting:  # it may just have been given up
-                    self._finish_start(fd)
-
-    def _take_request(self) -> None:
-        try:
-            received = messages.receive(self._control)
-        except DescriptorsLostError as error:
-            self._refuse(error.message["id"], errno.EMFILE, os.strerror(errno.EMFILE))
-            return
-        if received is None:
-            os._exit(0)
-        request, fds = received
-        try:
-            operation = request["op"]
-            if operation == "signal":
-                self._signal(request["id"], request["number"])
-            elif operation == "pause":
-                self._pause.begin()
-                self._refuse_starts()
-                self._tell_done(request["id"])
-            elif operation == "resume":
-                self._pause.end()
-                self._tell_done(request["id"])
-            elif self._pause.is_on:
-                self._refuse(request["id"], errno.EAGAIN, _PAUSED)
-            else:
-                self._start(request, fds)
-        finally:
-            messages.close_all(fds)
-
-    def _refuse_starts(self) -> None:
-        """Refuse the starts under way, whose children have been stopped before they ran their program."""
-        for report, child in tuple(self._starting.items()):
-            self._finish_start(report) if _can_be_read(report) else self._give_up(report, child)
-
-    def _give_up(self, report: int, child: _Starting) -> None:
-        # Should it have reached exec() just now: it is stopped, and ends before it does anything.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)
-        self._forget_start(report)
-        self._refuse(child.id, errno.EAGAIN, _PAUSED)
-        if child.master is not None:
-            os.close(child.master)
-
-    def _forget_start(self, report: int) -> _Starting:
-        self._poll.unregister(report)
-        os.close(report)
-        return self._starting.pop(report)
-
-    def _signal(self, program: int, number: int) -> None:
-        if self._pause.is_on and number == signal.SIGCONT:
-            return  # resuming does it
-        for pid, running in self._programs.items():
-            if running == program:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, number)
-
-    def _start(self, request: dict[str, Any], fds: list[int]) -> None:
-        master: int | None = None
-        with contextlib.ExitStack() as stack:
-            try:
-                terminal: int | None = None
-                if request["terminal"] is not None:
-                    master, terminal = _open_terminal(*request["terminal"])
-                    stack.callback(os.close, terminal)
-                stdio = self._stdio(request["stdio"], fds, terminal, stack)
-                report, writer = os.pipe()
-                stack.callback(os.close, writer)
-                try:
-                    pid = self._fork()
-                except OSError:
-                    os.close(report)
-                    raise
-            except OSError as error:
-                what = request["argv"][0][:_NAME_SIZE] if "argv" in request else "an operation on files"
-                self._refuse(request["id"], error.errno or errno.EIO, f"{what}: {error.strerror}")
-                if master is not None:
-                    os.close(master)
-                return
-            if pid == 0:
-                parts = self._parts
-                workload.run(
-                    request,
-                    stdio,
-                    terminal,
-                    writer,
-                    parts.user_namespace,
-                    parts.seccomp,
-                    parts.pids,
-                )
-        self._starting[report] = _Starting(request["id"], pid, master)
-        self._poll.register(report, select.POLLIN)
-
-    def _fork(self) -> int:
-        # A child can't change its score before exec(): as a process that must not be traced, it may not
-        # open what is its own in /proc.
-        os.write(self._parts.oom_score, str(_OOM_SCORE_ADJUSTMENT).encode())
-        pid = -1
-        try:
-            pid = os.fork()
-        finally:
-            if pid != 0:
-                os.write(self._parts.oom_score, b"0")
-        return pid
-
-    @staticmethod
-    def _stdio(
-        given: list[bool], fds: list[int], terminal: int | None, stack: contextlib.ExitStack
-    ) -> list[int]:
-        default = terminal
-        if default is None:
-            default = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            stack.callback(os.close, default)
-        remaining = iter(fds)
-        return [next(remaining) if is_given else default for is_given in given]
-
-    def _finish_start(self, report: int) -> None:
-        refusal = os.read(report, select.PIPE_BUF)
-        child = self._forget_start(report)
-        if refusal:
-            self._refuse(child.id, *_reason(refusal))
-        else:
-            self._tell_started(child)
-        if child.master is not None:
-            os.close(child.master)
-
-    def _tell_started(self, child: _Starting) -> None:
-        handed = [] if child.master is None else [child.master]
-        message = {"event": "started", "id": child.id, "pid": child.pid, "terminal": bool(handed)}
-        try:
-            messages.send(self._control, message, handed)
-        except OSError as error:
-            # What is in flight is limited, and the host's other processes may have all of it.
-            if child.status is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-            self._refuse(child.id, error.errno or errno.EIO, f"can't be handed out: {error.strerror}")
-            return
-        if child.status is None:
-            self._programs[child.pid] = child.id
-        else:
-            self._tell_end(child.id, child.status)
-
-    def _refuse(self, program: int, number: int, text: str) -> None:
-        answer = {"event": "refused", "id": program, "errno": number, "error": text}
-        self._tell(answer | {"paused": self._pause.is_on})
-
-    def _tell_done(self, order: int) -> None:
-        self._tell({"event": "done", "id": order, "paused": self._pause.is_on})
-
-    def _tell_end(self, program: int, status: int) -> None:
-        self._tell({"event": "ended", "id": program, "status": status})
-
-    def _tell(self, message: Message) -> None:
-        # Whoever waits for it would wait for ever; the kernel's want of memory passes.
-        for _ in range(_SEND_RETRIES):
-            try:
-                messages.send(self._control, message)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
-                    raise
-                time.sleep(_SEND_RETRY)
-        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            if os.WIFSTOPPED(status):
-                continue  # told to a tracer alone, and it was the program that made this process one
-            code = os.waitstatus_to_exitcode(status)
-            program = self._programs.pop(pid, None)
-            if program is not None:
-                self._tell_end(program, code)
-                continue
-            for child in self._starting.values():
-                if child.pid == pid:
-                    child.status = code
-
-
-def _reason(refusal: bytes) -> tuple[int, str]:
-    """What a child says of why it can't become the program."""
-    try:
-        reason = json.loads(refusal)
-        return int(reason["errno"]), str(reason["error"])
-    except (ValueError, TypeError, KeyError):
-        return errno.EIO, os.strerror(errno.EIO)
-
-
-def _can_be_read(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _open_terminal(rows: int, columns: int) -> tuple[int, int]:
-    """Both sides of a new pseudo-terminal of the box's own."""
-    master, slave = os.openpty()
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    return master, slave

@@ -45,8 +45,8 @@ class Box(Protocol):
         """A worker that does ``operation``."""
 
 
-class NamespaceFiles:
-    """The files of a namespace box."""
+class BoxFiles:
+    """The files of a box."""
 
     def __init__(self, box: Box) -> None:
         self._box = box

@@ -149,7 +149,7 @@ def open_host_files(
         entries.extend(host_files.expose(path, points, root))
     masked = list(etc.masked)
     for path in _outermost(read_only, beside=() if root else host_files.SYSTEM_DIRECTORIES):
-        _check_read_only(path, own=(*_RESERVED, *host_files.SYSTEM_DIRECTORIES) if root else _RESERVED)
+        check_read_only(path, has_own_system=bool(root))
         entries.extend(host_files.expose(path, points))
         masked.extend(host_files.settings_to_mask(path))
     entries.extend(entry for path in etc.trees for entry in host_files.expose(path, points, root))
@@ -193,7 +193,9 @@ def _outermost(paths: Iterable[str], beside: Sequence[str]) -> list[str]:
     return kept
 
 
-def _check_read_only(path: str, own: Sequence[str]) -> None:
+def check_read_only(path: str, *, has_own_system: bool) -> None:
+    """SandboxError for a host directory or file that can't be shown in a box at its own path."""
+    own = (*_RESERVED, *host_files.SYSTEM_DIRECTORIES) if has_own_system else _RESERVED
     hides = any(path == held or held.startswith(path.rstrip("/") + "/") for held in (*_SCRATCH, *own))
     if hides or any(path.startswith(held + "/") for held in own):
         raise SandboxError(f"{path} can't be shown in a box: the box has its own directory there")

@@ -5,7 +5,6 @@ The caller's side. It asks the zygote for boxes, and never blocks the event loop
 
 import asyncio
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from box_policy.sandbox.namespaces.channel import Channel
 from box_policy.sandbox.namespaces.filesystem import own_directories
 from box_policy.sandbox.namespaces.messages import Message, MessageError
 
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 # With this very package, wherever it was imported from: the zygote speaks with this version of it. The
 # interpreter is isolated (-I), so that neither the current directory nor PYTHON* variables hide a module;
 # what the caller's path has besides comes last.
@@ -52,8 +50,11 @@ class NamespaceLauncher:
 
     async def create(self, spec: BoxSpec) -> NamespaceBox:
         """Start a box. It runs nothing yet. SandboxError if this machine can't."""
-        if _HOSTNAME.fullmatch(spec.hostname) is None:
-            raise SandboxError(f"{spec.hostname!r} is no host name: letters, digits and hyphens, at most 63")
+        limits.check_host_name(spec.hostname)
+        if spec.image is not None:
+            raise SandboxError(
+                f"a box of namespaces has the host's programs, not those of an image ({spec.image})"
+            )
         request = {
             "rootfs": None if spec.rootfs is None else _absolute(spec.rootfs),
             "limits": limits.request(spec.limits),

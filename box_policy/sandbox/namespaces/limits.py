@@ -2,16 +2,24 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 
 from box_policy.sandbox.launcher import BoxSpec, Limit, Limits, SandboxError
 
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _LEAST_MEMORY = 32 << 20  # pid 1 itself takes a few MiB
 _LEAST_CPUS = 0.01  # the least that the kernel grants, 1 ms in every 100
 _MOST_CPUS = 4096.0
 _MOST = 1 << 62
 _SHARE_OF_RAM = 4
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+def check_host_name(name: str) -> None:
+    """SandboxError for a name that no host can have."""
+    if _HOSTNAME.fullmatch(name) is None:
+        raise SandboxError(f"{name!r} is no host name: letters, digits and hyphens, at most 63")
 
 
 def request(limits: Limits) -> dict[str, int | float]:
@@ -44,7 +52,7 @@ def describe(spec: BoxSpec, cgroups: Mapping[str, int]) -> dict[Limit, str]:
     limits = spec.limits
     words: dict[Limit, str] = {}
     if limits.memory_bytes is not None and "memory" in cgroups:
-        words["memory"] = f"{_size(limits.memory_bytes)}, cgroup v{int(cgroups['memory'])}"
+        words["memory"] = f"{in_units(limits.memory_bytes)}, cgroup v{int(cgroups['memory'])}"
     if limits.pids is not None:
         by_cgroup = f"cgroup v{int(cgroups['pids'])} and " if "pids" in cgroups else ""
         words["pids"] = f"{limits.pids}, {by_cgroup}rlimit"
@@ -54,11 +62,12 @@ def describe(spec: BoxSpec, cgroups: Mapping[str, int]) -> dict[Limit, str]:
     beside = "" if spec.workdir is None else " beside /workspace"
     size = scratch_bytes(spec.scratch_bytes, memory)
     why = ", a quarter of the host's memory" if memory is None and size < spec.scratch_bytes else ""
-    words["disk"] = f"{_size(size)}, size of a tmpfs{beside}{why}"
+    words["disk"] = f"{in_units(size)}, size of a tmpfs{beside}{why}"
     return words
 
 
-def _size(count: int) -> str:
+def in_units(count: int) -> str:
+    """A number of bytes, for people."""
     for unit, name in _UNITS:
         if count >= unit:
             return f"{count / unit:.1f} {name}"

@@ -44,6 +44,11 @@ def write_settings() -> list[socket.AddressFamily]:
     # Per-connection timestamp offsets make the kernel refuse about 1 % of reused ports in TIME_WAIT
     # behind a redirect; the sender then waits for a retransmit.
     _write_sysctl("ipv4/tcp_timestamps", "2")
+    return address_families()
+
+
+def address_families() -> list[socket.AddressFamily]:
+    """Those that the network namespace of this thread has."""
     return [socket.AF_INET, *([socket.AF_INET6] if _has_ipv6() else [])]
 
 

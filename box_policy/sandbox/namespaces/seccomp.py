@@ -49,7 +49,7 @@ _EXIT_SIGNAL = 0xFF
 TIOCSTI = 0x5412
 TIOCLINUX = 0x541C
 _TIOCSETD = 0x5423
-_AF_NETLINK = 16  # by its number: this module is read on other systems, too, to say that there are no boxes
+AF_NETLINK = 16  # by its number: this module is read on other systems, too, to say that there are no boxes
 _SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
 _O_CREATES = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
 
@@ -199,10 +199,10 @@ _ARCHITECTURES = {"x86_64": X86_64, "aarch64": AARCH64}
 # looks for a module, as the host's root. 262 is MPTCP; of netlink these two are routes and interfaces, which
 # libraries look at, and the list of sockets that ss(8) shows. nf_tables, IPsec and audit are not among them.
 _TCP_UDP_PING = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6, 262)
-_PROTOCOLS = {socket.AF_INET: _TCP_UDP_PING, socket.AF_INET6: _TCP_UDP_PING, _AF_NETLINK: (0, 4)}
+PROTOCOLS = {socket.AF_INET: _TCP_UDP_PING, socket.AF_INET6: _TCP_UDP_PING, AF_NETLINK: (0, 4)}
 _KIND = 0xF
 """Of socket(2)'s second argument, what isn't a flag."""
-_INTERNET_KINDS_NOT = (
+INTERNET_KINDS_NOT = (
     (errno.EPERM, Condition(1, _KIND, socket.SOCK_RAW)),
     (errno.ESOCKTNOSUPPORT, Condition(1, _KIND, 0)),
     (errno.ESOCKTNOSUPPORT, Condition(1, 0xC)),  # all but SOCK_STREAM, 1, and SOCK_DGRAM, 2
@@ -250,10 +250,10 @@ def _never_set_id(call: str, mode: int, *further: Condition) -> Rule:
 def _sockets() -> list[Rule]:
     """Only what a network namespace holds, and of that only what programs use."""
     rules = [Rule("socket", 0, (Condition(0, value=socket.AF_UNIX),))]
-    for family, protocols in _PROTOCOLS.items():
+    for family, protocols in PROTOCOLS.items():
         own = Condition(0, value=family)
-        if family != _AF_NETLINK:
-            rules += [Rule("socket", error, (own, kind)) for error, kind in _INTERNET_KINDS_NOT]
+        if family != AF_NETLINK:
+            rules += [Rule("socket", error, (own, kind)) for error, kind in INTERNET_KINDS_NOT]
         rules += [Rule("socket", 0, (own, Condition(2, value=protocol))) for protocol in protocols]
         rules.append(Rule("socket", errno.EPROTONOSUPPORT, (own,)))
     return [

@@ -29,6 +29,7 @@ PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_SET_SECCOMP = 22
 PR_SET_SECUREBITS = 28
+PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
@@ -158,18 +159,18 @@ def set_command_line(text: str) -> None:
 
 
 def cut_capabilities(keep: frozenset[int]) -> None:
-    """Leave ``keep`` as permitted, effective and bounding set; clear the inheritable and ambient sets."""
+    """Leave of the permitted, effective and bounding sets what is in ``keep``; clear the other sets."""
     for capability in range(64):
-        if capability not in keep:
-            try:
-                prctl(PR_CAPBSET_DROP, capability)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # EINVAL: past the last capability this kernel has
-                    raise
+        # One that isn't there (0) need not be dropped, which takes CAP_SETPCAP; -1: this kernel has no such.
+        if capability not in keep and _libc.prctl(PR_CAPBSET_READ, ctypes.c_ulong(capability), 0, 0, 0) == 1:
+            prctl(PR_CAPBSET_DROP, capability)
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    mask = sum(1 << capability for capability in keep)
-    low, high = mask & 0xFFFFFFFF, mask >> 32
     header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    held = ctypes.create_string_buffer(24)
+    _checked(_libc.capget(header, held), "capget")
+    _, low, _, _, high, _ = struct.unpack("=6I", held.raw)
+    mask = sum(1 << capability for capability in keep) & (high << 32 | low)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
     _checked(_libc.capset(header, struct.pack("=6I", low, low, 0, high, high, 0)), "capset")
 
 

@@ -14,11 +14,10 @@ import resource
 import select
 import signal
 import termios
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 from box_policy.sandbox.namespaces import file_worker, syscalls
-from box_policy.sandbox.namespaces.filesystem import HOME
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -46,20 +45,28 @@ class StartError(Exception):
         self.number = number
 
 
+class Rights(NamedTuple):
+    """What every program of a box runs with."""
+
+    enter: Callable[[], None]
+    """Makes the child the programs' user, where that user is."""
+    descriptor: int | None
+    """What ``enter`` needs, and closes."""
+    seccomp: bytes
+    """The filter of system calls, as ``seccomp`` assembles it."""
+    pids: int | None
+    """Bounds the processes of the user that it runs as, with RLIMIT_NPROC."""
+    environment: Mapping[str, str]
+    """What a request's is added to."""
+
+
 def run(
-    request: dict[str, Any],
-    stdio: Sequence[int],
-    terminal: int | None,
-    report: int,
-    user_namespace: int,
-    seccomp: bytes,
-    pids: int | None,
+    request: dict[str, Any], stdio: Sequence[int], terminal: int | None, report: int, rights: Rights
 ) -> NoReturn:
     """Become the program that ``request`` names, or do the operation on files that it holds.
 
-    ``pids`` bounds the processes of the user that it runs as. ``stdio`` becomes 0, 1 and 2; ``terminal``,
-    if any, the controlling one. ``report`` closes once the program runs; if it can't run, it first
-    carries the errno and a text.
+    ``stdio`` becomes 0, 1 and 2; ``terminal``, if any, the controlling one. ``report`` closes once the
+    program runs; if it can't run, it first carries the errno and a text.
     """
     try:
         os.setsid()
@@ -67,17 +74,17 @@ def run(
             fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
-        _close_all_but(report, user_namespace)
+        _close_all_but(*((report,) if rights.descriptor is None else (report, rights.descriptor)))
         _reset_signals()
-        if pids is not None:
+        if rights.pids is not None:
             # Before the change of user, which is where the kernel looks whether one more may start.
-            limit_processes(pids)
-        _enter(user_namespace)
-        _confine(seccomp)
+            limit_processes(rights.pids)
+        rights.enter()
+        _confine(rights.seccomp)
         if "files" in request:
             os.close(report)
             file_worker.run(request["files"])
-        _execute(request)
+        _execute(request, rights.environment)
     except StartError as error:
         _refuse(report, error.number, str(error))
     except OSError as error:
@@ -145,13 +152,6 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _enter(user_namespace: int) -> None:
-    os.setns(user_namespace, os.CLONE_NEWUSER)
-    os.close(user_namespace)
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-
-
 def _confine(seccomp: bytes) -> None:
     limit_cores()
     limit_descriptors()
@@ -160,11 +160,10 @@ def _confine(seccomp: bytes) -> None:
     syscalls.install_seccomp_filter(seccomp)
 
 
-def _execute(request: dict[str, Any]) -> NoReturn:
+def _execute(request: dict[str, Any], own: Mapping[str, str]) -> NoReturn:
     argv: list[str] = request["argv"]
-    environment = {"PATH": PATH, "HOME": HOME, "USER": "root", "LANG": "C.UTF-8"}
-    if request["terminal"] is not None:
-        environment["TERM"] = "xterm-256color"
+    environment = {} if request["terminal"] is None else {"TERM": "xterm-256color"}
+    environment |= own
     environment |= request["env"]
     try:
         os.chdir(request["cwd"])
