@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,15 @@ import typer
 
 from box_policy.audit.records import Entry, Outcome, PolicyRecord
 from box_policy.audit.sinks import Audit, Console, JsonLines
+from box_policy.cli.backend import (
+    IMAGE_VARIABLE,
+    Backend,
+    BackendOption,
+    chosen_image,
+    host_tools,
+    make_launcher,
+    not_found,
+)
 from box_policy.cli.denials import Denials
 from box_policy.cli.errors import FAILURE, USAGE, fail
 from box_policy.cli.policy_options import (
@@ -53,8 +61,8 @@ class _Run:
     private_ranges: Sequence[str]
     name_servers: Sequence[str]
     limits: Limits
+    backend: Backend
     spec: BoxSpec
-    path: str
     env: dict[str, str]
     log: Path | None
     verbose: bool
@@ -87,6 +95,14 @@ def run(
             metavar="NAME=VALUE", help="What the box may cost the gate: connections=512. Repeatable."
         ),
     ] = None,
+    backend: BackendOption = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IMAGE",
+            help=f"A container image whose programs the box has; implies docker. Or set {IMAGE_VARIABLE}.",
+        ),
+    ] = None,
     workdir: Annotated[
         str | None, typer.Option(metavar="DIR", help="A directory to mount read-write as /workspace.")
     ] = None,
@@ -117,10 +133,9 @@ def run(
     Without a policy nothing is reachable. The exit status is the program's own (128 + n after signal n);
     2 if what was typed is wrong, 1 if this machine can't run the box or has no such program or directory.
     """
-    from box_policy.sandbox.namespaces.toolchains import find_toolchains
-
     try:
-        toolchains = find_toolchains(os.environ)
+        chosen, image = chosen_image(backend, image)
+        tools, path = host_tools(chosen)
         watched = _watched(watch)
         asked = _Run(
             command=command,
@@ -131,15 +146,16 @@ def run(
             private_ranges=[canonical_cidr(cidr) for cidr in private_range or ()],
             name_servers=[name_server_address(server) for server in name_server or ()],
             limits=chosen_limits(limit),
+            backend=chosen,
             spec=BoxSpec(
                 _BOX,
+                image=image,
                 workdir=work_directory(
                     workdir, {"--log": log, "--watch": watched, "--control": control_socket(control)}
                 ),
-                read_only=(*toolchains.read_only, *(read_only or ())),
+                read_only=(*tools, *(read_only or ())),
             ),
-            path=toolchains.path,
-            env=_environment(env or ()),
+            env=path | _environment(env or ()),
             log=log,
             verbose=verbose,
             quiet=quiet,
@@ -233,7 +249,7 @@ async def _run(asked: _Run) -> int:
                 raise
             return 128 + signals.caught
         except ProgramNotFoundError as error:
-            fail(_not_found(str(error), asked), FAILURE)
+            fail(not_found(str(error), asked.command[0], asked.spec.image), FAILURE)
         except SandboxError as error:
             fail(str(error), FAILURE)
         except _ControlFailedError as error:
@@ -264,10 +280,8 @@ def _report(asked: _Run, denials: Denials, log: JsonLines | None) -> None:
 
 
 async def _run_in_box(asked: _Run, audit: Audit, signals: Signals) -> int:
-    from box_policy.sandbox.namespaces import NamespaceLauncher
-
     async with contextlib.AsyncExitStack() as cleanup:
-        launcher = NamespaceLauncher()
+        launcher = make_launcher(asked.backend)
         cleanup.push_async_callback(launcher.close)
         creating = asyncio.create_task(launcher.create(asked.spec))
         # The box is made by another process; meanwhile this one imports mitmproxy, which takes longest.
@@ -326,7 +340,7 @@ async def _run_program(asked: _Run, box: Box, signals: Signals) -> int:
     program = await box.start(
         ProgramSpec(
             asked.command,
-            env={"PATH": asked.path, **asked.env},
+            env=asked.env,
             stdin=streams.program[0],
             stdout=streams.program[1],
             stderr=streams.program[2],
@@ -360,13 +374,3 @@ def _resize(master: int, streams: Streams) -> None:
     size = streams.window_size()
     if size is not None:
         set_window_size(master, size)
-
-
-def _not_found(message: str, asked: _Run) -> str:
-    """What is missing, and where the host has it if it does."""
-    on_host = shutil.which(asked.command[0])
-    if on_host is None:
-        return message
-    if not Path(asked.command[0]).is_absolute() and "/" in asked.command[0]:
-        return f"{message}; a box starts in /workspace, which --workdir . makes this directory"
-    return f"{message}; {on_host} is in a directory that boxes don't see: --read-only shows it"

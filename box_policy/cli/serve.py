@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from box_policy.audit.sinks import Audit, Console, JsonLines
+from box_policy.cli.backend import (
+    IMAGE_VARIABLE,
+    Backend,
+    BackendOption,
+    chosen_backend,
+    host_tools,
+    make_launcher,
+)
 from box_policy.cli.check import read_or_exit
+from box_policy.cli.complaints import complaining
 from box_policy.cli.errors import FAILURE, USAGE, fail
 from box_policy.cli.remote import default_address
 from box_policy.cli.run import chosen_limits, name_server_address
@@ -33,7 +42,11 @@ from box_policy.policy.addresses import InvalidCidr, canonical_cidr
 from box_policy.policy.model import NetworkPolicy
 
 if TYPE_CHECKING:
-    from box_policy.sandbox.namespaces import NamespaceLauncher
+    from box_policy.cli.backend import AnyLauncher
+    from box_policy.service.images import Images
+    from box_policy.service.runtimes import ProgramSource
+
+log = logging.getLogger(__name__)
 
 _KEY: Final = "BOX_POLICY_API_KEY"
 
@@ -59,6 +72,16 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Keep snapshots here. Else they go when the service does."),
     ] = None,
+    backend: BackendOption = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[RUNTIME=]IMAGE",
+            help="A container image that boxes may be made of, or those of one runtime; the first without a "
+            f"runtime is the default. Implies docker. Repeatable; or set {IMAGE_VARIABLE}.",
+        ),
+    ] = None,
+    any_image: Annotated[bool, typer.Option("--any-image", hidden=True)] = False,
     rootfs: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,8 +131,13 @@ def serve(
 
     The control API is served at the same address: see box-policy policy, tail and status.
     """
+    chosen, images = chosen_backend(backend, image, needs_image=not any_image)
+    if rootfs and chosen is Backend.DOCKER:
+        fail("--rootfs is for boxes of namespaces; those of Docker have the programs of an --image", USAGE)
     try:
         options = _Options(
+            backend=chosen,
+            images=None if chosen is Backend.NAMESPACES else _images(images, any_image),
             address=_address(listen, uds, inherit),
             key=_key(key_file),
             default_policy=None if default_policy is None else read_or_exit(default_policy),
@@ -136,6 +164,9 @@ def serve(
 class _Options:
     """All that was asked for, checked as far as it can be before anything is started."""
 
+    backend: Backend
+    images: "Images | None"
+    """None: boxes have this machine's programs, or those of ``rootfs``."""
     address: ListeningAddress
     key: str | None
     default_policy: NetworkPolicy | None
@@ -165,14 +196,22 @@ def _key(file: Path | None) -> str | None:
     return read_token(file, os.environ, variable=_KEY, word="key")
 
 
+def _images(settings: Sequence[str], allows_any: bool) -> "Images":
+    from box_policy.service.images import Images, InvalidImageError
+
+    try:
+        return Images.parse(settings, allows_any=allows_any)
+    except InvalidImageError as error:
+        fail(f"--image: {error}", USAGE)
+
+
 async def _serve(options: _Options, owner: int | None, log: Path | None, verbose: bool) -> None:
     from box_policy.sandbox.launcher import SandboxError
-    from box_policy.sandbox.namespaces import NamespaceLauncher
 
     stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.enter_context(_stopped_by(stop, owner))
-        cleanup.enter_context(_complaining())
+        cleanup.enter_context(complaining())
         audit = Audit()
         written: list[JsonLines | Console] = []
         try:
@@ -185,13 +224,12 @@ async def _serve(options: _Options, owner: int | None, log: Path | None, verbose
         for sink in written:
             audit.add_paced(sink)
             cleanup.callback(sink.close)
-        launcher = NamespaceLauncher()
+        launcher = make_launcher(options.backend)
+        cleanup.push_async_callback(launcher.close)
         try:
-            # Another process, which imports what it needs while this one imports mitmproxy.
-            launcher.warm_up()
+            await _warm_up(launcher, options)
         except SandboxError as error:
             fail(str(error), FAILURE)
-        cleanup.push_async_callback(launcher.close)
         address = await _start(options, launcher, audit, lambda: sum(sink.lost for sink in written), cleanup)
         gc.freeze()  # what is loaded stays, and need not be looked through for garbage
         if owner is None:
@@ -199,21 +237,32 @@ async def _serve(options: _Options, owner: int | None, log: Path | None, verbose
         await stop.wait()
 
 
+async def _warm_up(launcher: "AnyLauncher", options: _Options) -> None:
+    """Find out now whether there can be boxes. SandboxError if not."""
+    from box_policy.sandbox.namespaces import NamespaceLauncher
+
+    if isinstance(launcher, NamespaceLauncher):
+        # Another process, which imports what it needs while this one imports mitmproxy.
+        launcher.warm_up()
+        return
+    for image in sorted(options.images.allowed if options.images is not None else ()):
+        if not await launcher.has_image(image):
+            log.warning("image %s is not there yet: it is pulled for the first box that is made of it", image)
+
+
 async def _start(
     options: _Options,
-    launcher: "NamespaceLauncher",
+    launcher: "AnyLauncher",
     audit: Audit,
     records_lost: Callable[[], int],
     cleanup: contextlib.AsyncExitStack,
 ) -> ListeningAddress:
     from box_policy.gate.gate import Settings
-    from box_policy.sandbox.namespaces.toolchains import find_toolchains
-    from box_policy.service.runtimes import InvalidRootError, Runtimes, parse_roots
+    from box_policy.service.runtimes import InvalidRootError
     from box_policy.service.service import Service, ServiceSettings
     from box_policy.service.sizes import InvalidSizeError, parse_sizes
     from box_policy.service.snapshots import InvalidStorageError
 
-    toolchains = find_toolchains(os.environ)
     try:
         service = Service(
             ServiceSettings(
@@ -222,7 +271,7 @@ async def _start(
                     name_servers=options.name_servers,
                     limits=options.limits,
                 ),
-                runtimes=Runtimes(toolchains.path, toolchains.read_only, parse_roots(options.rootfs)),
+                programs=_programs(options),
                 sizes=parse_sizes(options.sizes),
                 max_boxes=options.max_boxes,
                 default_policy=options.default_policy,
@@ -242,6 +291,16 @@ async def _start(
         fail(f"--snapshots: {error}", USAGE)
     except ControlError as error:
         fail(str(error), USAGE)
+
+
+def _programs(options: _Options) -> "ProgramSource":
+    """Where the programs of boxes come from. InvalidRootError if a root is none."""
+    if options.images is not None:
+        return options.images
+    from box_policy.service.runtimes import Runtimes, parse_roots
+
+    tools, path = host_tools(options.backend)
+    return Runtimes(path["PATH"], tools, parse_roots(options.rootfs))
 
 
 @contextlib.contextmanager
@@ -267,20 +326,6 @@ def _stopped_by(stop: asyncio.Event, owner: int | None) -> Iterator[None]:
                 loop.add_reader(fd, stop.set)
                 stack.callback(loop.remove_reader, fd)
         yield
-
-
-@contextlib.contextmanager
-def _complaining() -> Iterator[None]:
-    """Show on stderr what goes wrong. mitmproxy takes the log for itself, and shows it to nobody."""
-    complaints = logging.StreamHandler()
-    complaints.setFormatter(logging.Formatter("box-policy: %(message)s"))
-    complaints.setLevel(logging.WARNING)
-    log = logging.getLogger("box_policy")
-    log.addHandler(complaints)
-    try:
-        yield
-    finally:
-        log.removeHandler(complaints)
 
 
 def _announce(address: ListeningAddress, options: _Options) -> None:

@@ -10,11 +10,13 @@ from urllib.parse import quote
 import httpx
 
 from box_policy.policy.quoting import quoted
-from box_policy.sdk import embedded
+from box_policy.sdk import embedded, values
 from box_policy.sdk.errors import BoxError
 
 BASE_URL_VARIABLES: Final = ("BOX_POLICY_BASE_URL", "UPSTASH_BOX_BASE_URL")
 API_KEY_VARIABLES: Final = ("BOX_POLICY_API_KEY", "UPSTASH_BOX_API_KEY")
+BACKEND_VARIABLE: Final = "BOX_POLICY_BACKEND"
+IMAGE_VARIABLE: Final = "BOX_POLICY_IMAGE"
 
 _FORMS: Final = "write http://host:port, https://host, or unix:///path/to.sock"
 _LOCAL_URL: Final = "http://localhost"
@@ -53,9 +55,14 @@ def target(options: Mapping[str, Any]) -> Target:
     """
     base_url = options.get("base_url") or _from_environment(BASE_URL_VARIABLES)
     if not base_url:
-        service = embedded.current()
+        service = embedded.current(_backend(options))
         # Who may speak to it is decided by the user id; a key that is meant for another service stays here.
         return Target(_LOCAL_URL, uds=service.address, is_local=True, service=service)
+    if options.get("backend"):
+        raise BoxError(
+            "backend is for a service that this process starts; what boxes are made of at a base_url "
+            "its operator has decided"
+        )
     address = _address(base_url)
     api_key = options.get("api_key") or _from_environment(API_KEY_VARIABLES)
     if not api_key and address.uds is not None:
@@ -101,6 +108,21 @@ def _address(base_url: Any) -> Target:
     if url.userinfo or url.query or url.fragment:
         raise BoxError(f"a base_url has no user, query or fragment; {_FORMS}, and give the key as api_key")
     return Target(str(url).rstrip("/"), is_local=_is_loopback(url.host))
+
+
+def _backend(options: Mapping[str, Any]) -> str:
+    """What the boxes of this process's own service are made of."""
+    chosen: str | None = options.get("backend")
+    if options.get("image") is not None:
+        if chosen == embedded.NAMESPACES:
+            raise BoxError("image= takes backend='docker'; boxes of namespaces have this machine's programs")
+        return embedded.DOCKER
+    if chosen is None and os.environ.get(BACKEND_VARIABLE):
+        try:
+            return values.backend(os.environ[BACKEND_VARIABLE])
+        except BoxError as error:
+            raise BoxError(f"{BACKEND_VARIABLE}: {error}") from None
+    return chosen or (embedded.DOCKER if os.environ.get(IMAGE_VARIABLE) else embedded.NAMESPACES)
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,7 +1,7 @@
 """The service that this process starts for itself, when none is named.
 
-One for each process, started by the first call that needs it. It ends with the process, however that ends: it
-holds the other end of a pipe (its standard input), and watches the process itself.
+One for each process and backend, started by the first call that needs it. It ends with the process, however
+that ends: it holds the other end of a pipe (its standard input), and watches the process itself.
 """
 
 import atexit
@@ -22,6 +22,15 @@ from box_policy.sdk.errors import BoxConnectionError, BoxError
 
 ENDED: Final = "the service that this box lived in has ended"
 NOT_STARTED: Final = "the service of this process could not be started"
+
+NAMESPACES: Final = "namespaces"
+DOCKER: Final = "docker"
+_OPTIONS: Final = {
+    NAMESPACES: ("--backend", "namespaces"),
+    # Its one client is its operator, who may name any image.
+    DOCKER: ("--backend", "docker", "--any-image"),
+}
+"""Those of ``box-policy serve``, by what its boxes are made of."""
 
 _START: Final = """
 import importlib.util, sys
@@ -52,7 +61,7 @@ _NOT_INHERITED: Final = ("BOX_POLICY_API_KEY", "UPSTASH_BOX_API_KEY")
 class Service:
     """A running service, or one that has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str = NAMESPACES) -> None:
         if not sys.executable:
             raise BoxError(
                 "no service can be started: this interpreter doesn't say where it is; give a base_url"
@@ -67,7 +76,7 @@ class Service:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
                 listener.bind(self.address)
                 listener.listen(_BACKLOG)  # from here on connecting works; answers come once the service runs
-                self._process, self._lifeline = _spawn(listener, self._errors)
+                self._process, self._lifeline = _spawn(listener, self._errors, backend)
             try:
                 self._pidfd = os.pidfd_open(self._process.pid)
             except OSError:
@@ -108,14 +117,14 @@ class Service:
         return f"; its last words were:\n{printable}" if printable else "; it has said nothing"
 
 
-def _spawn(listener: socket.socket, errors: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
+def _spawn(listener: socket.socket, errors: IO[bytes], backend: str) -> tuple[subprocess.Popen[bytes], int]:
     package = str(Path(__file__).parents[1] / "__init__.py")
     paths = "\n".join(str(Path(path).absolute()) for path in sys.path if path)
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     # Where the standard streams are closed the listener may have the number of one, which the service's own
     # would take from it.
     inherited_listener = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 3)
-    options = ["--inherit", str(inherited_listener), "--owner", str(os.getpid())]
+    options = [*_OPTIONS[backend], "--inherit", str(inherited_listener), "--owner", str(os.getpid())]
     lifeline, own_end = os.pipe()
     try:
         process = subprocess.Popen(
@@ -138,35 +147,37 @@ def _spawn(listener: socket.socket, errors: IO[bytes]) -> tuple[subprocess.Popen
 
 
 class _Embedded:
-    """This process's service."""
+    """This process's services, by their backends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._service: Service | None = None
+        self._services: dict[str, Service] = {}
 
-    def current(self) -> Service:
+    def current(self, backend: str) -> Service:
         with self._lock:
-            if self._service is not None and self._service.has_ended():
-                self._service.end()
-                self._service = None
-            if self._service is None:
-                self._service = Service()
-            return self._service
+            service = self._services.get(backend)
+            if service is not None and service.has_ended():
+                service.end()
+                service = None
+            if service is None:
+                service = self._services[backend] = Service(backend)
+            return service
 
-    def end(self) -> Service | None:
+    def end(self) -> list[Service]:
         with self._lock:
-            service, self._service = self._service, None
-        if service is not None:
+            services = list(self._services.values())
+            self._services.clear()
+        for service in services:
             service.end()
-        return service
+        return services
 
     def forget(self) -> None:
-        """In a forked child: the service is the parent's, and must not outlive it by the child's copy."""
+        """In a forked child: they are the parent's, and must not outlive it by the child's copy."""
         # Another thread of the parent may have held the lock: nobody here would ever release it.
         self._lock = threading.Lock()
-        if self._service is not None:
-            self._service.end()
-            self._service = None
+        for service in self._services.values():
+            service.end()
+        self._services.clear()
 
 
 _embedded = _Embedded()
@@ -174,18 +185,20 @@ atexit.register(_embedded.end)
 os.register_at_fork(after_in_child=_embedded.forget)
 
 
-def current() -> Service:
+def current(backend: str = NAMESPACES) -> Service:
     """This process's service, started if there is none that runs. Answers before it is ready for requests.
+
+    Args:
+        backend: what its boxes are made of.
 
     Raises:
         BoxError: it can't be started.
     """
-    return _embedded.current()
+    return _embedded.current(backend)
 
 
 def end() -> None:
-    """End this process's service, and every box in it. The next call that needs one starts another."""
-    service = _embedded.end()
-    if service is not None:
+    """End this process's services, and every box in them. The next call that needs one starts another."""
+    for service in _embedded.end():
         service.has_ended(wait=_FAREWELL)
         service.end()

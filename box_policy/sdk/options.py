@@ -27,6 +27,7 @@ _SENT_AS: Final = {
     "size": "size",
     "keep_alive": "keep_alive",
     "runtime": "runtime",
+    "image": "image",
     "ttl": "ttl",
     "env": "env_vars",
 }
@@ -43,7 +44,9 @@ _NOT_OURS: Final = {
 }
 
 _CHECKS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "backend": values.backend,
     "env": values.environment,
+    "image": partial(values.text, name="image"),
     "labels": values.labels,
     **{name: partial(values.flag, name=name) for name in ("debug", "delete_on_exit", "keep_alive")},
 }

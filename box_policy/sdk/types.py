@@ -21,6 +21,7 @@ Runtime = Literal[
     "rust-alpine",
 ]
 BoxSize = Literal["small", "medium", "large"]
+Backend = Literal["namespaces", "docker"]
 CodeLanguage = Literal["js", "ts", "python"]
 RunStatus = Literal["running", "completed", "failed", "cancelled", "detached"]
 
@@ -160,6 +161,8 @@ class BoxData(_Answer):
     size: str | None = None
     keep_alive: bool | None = None
     runtime: str | None = None
+    image: str | None = None
+    """The container image that it was made of; None with other backends."""
     network_policy: dict[str, Any] | None = None
     last_activity_at: int | None = None
 
@@ -189,6 +192,10 @@ class _Connection(TypedDict, total=False):
     """The same."""
     timeout: float | None
     """Milliseconds for an answer; 600,000 unless it is given; None: no limit."""
+    backend: Backend | None
+    """Which of this process's own services, when there is no ``base_url``: the one whose boxes have this
+    machine's programs, or the one whose boxes are Docker containers. Else from BOX_POLICY_BACKEND; ``docker``
+    where an image is named; ``namespaces``."""
 
 
 class BoxConnectionOptions(_Connection, total=False):
@@ -219,6 +226,8 @@ class _Creation(_Connection, total=False):
     """Find it again; none unless they are given."""
     runtime: Runtime | str | None
     """Demands that its programs are there; no demand unless it is given."""
+    image: str | None
+    """A container image whose programs the box has; else, with Docker, from BOX_POLICY_IMAGE."""
     size: BoxSize | None
     """Bounds of memory, disk and processors; ``small`` unless it is given."""
     ttl: int | None

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Final, get_args
 
 from box_policy.sdk.errors import BoxError
-from box_policy.sdk.types import CodeLanguage
+from box_policy.sdk.types import Backend, CodeLanguage
 
 _ENVIRONMENT: Final = 'is a dict of strings, such as {"PORT": "8080"}'
+BACKENDS: Final[tuple[str, ...]] = get_args(Backend)
 _LANGUAGES: Final[tuple[str, ...]] = get_args(CodeLanguage)
 
 
@@ -114,6 +115,17 @@ def labels(value: Any) -> list[str]:
     if not _are_texts(value):
         raise BoxError(f'labels is a list of strings, such as ["ci"]; not {value!r}')
     return list(value)
+
+
+def backend(value: Any) -> str:
+    """What boxes are made of.
+
+    Raises:
+        BoxError: there is none such.
+    """
+    if not isinstance(value, str) or value not in BACKENDS:
+        raise BoxError(f"backend is one of {', '.join(BACKENDS)}; not {value!r}")
+    return value
 
 
 def flag(value: Any, name: str) -> bool:

@@ -176,6 +176,7 @@ class _Api:
     async def snapshot(self, request: Request) -> Response:
         # Snapshots outlive their boxes, so that the box may be gone.
         self._boxes.snapshots.delete(request.path_params["snapshot"])
+        await self._boxes.snapshots.sweep()
         return json_response({})
 
     async def all_snapshots(self, request: Request) -> Response:
@@ -187,9 +188,10 @@ class _Api:
             raise service_error("request_invalid", "all is true, or left out")
         ids = snapshots.ids() if wanted == "true" else (await self._context.asked(request, Ids)).distinct
         for one in ids:
-            snapshots.get(one)  # all or none
+            snapshots.check_deletable(one)  # all or none
         for one in ids:
             snapshots.delete(one)
+        await snapshots.sweep()
         return json_response({"deleted": len(ids), "ids": ids})
 
     async def variables(self, request: Request) -> Response:

@@ -33,6 +33,8 @@ class ServedBox:
     """What its programs get, unless a request says otherwise."""
     snapshot_id: str | None
     sandbox: Box
+    image: str | None = None
+    """The container image that it was made from, where boxes are made from images."""
     created_at: float = field(default_factory=time.time)
     updated_at: float = field(default_factory=time.time)
     last_activity_at: float = field(default_factory=time.time)
@@ -102,6 +104,8 @@ class ServedBox:
             "limits": dict(self.sandbox.limits),
             "snapshot_id": self.snapshot_id,
         }
+        if self.image is not None:
+            fields["image"] = self.image
         if self.expires_at is not None:
             fields["expires_at"] = int(self.expires_at)
         return fields

@@ -20,9 +20,11 @@ from box_policy.sandbox.launcher import Box, BoxSpec, Launcher, Limits, SandboxE
 from box_policy.service.box import HOME, ServedBox, box_unknown
 from box_policy.service.errors import file_error, service_error
 from box_policy.service.requests import MAX_TTL, CreateBox
-from box_policy.service.runtimes import Runtimes
+from box_policy.service.runtimes import Programs, ProgramSource, Runtimes
 from box_policy.service.sizes import DEFAULT_SIZE, SIZES, Size
-from box_policy.service.snapshots import Snapshot, Snapshots
+from box_policy.service.snapshot import About, Snapshot
+from box_policy.service.snapshot_images import CommittableBox
+from box_policy.service.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Boxes:
         store: PolicyStore,
         launcher: Launcher,
         snapshots: Snapshots,
-        runtimes: Runtimes | None = None,
+        programs: ProgramSource | None = None,
         sizes: Mapping[str, Size] = SIZES,
         max_boxes: int = MAX_BOXES,
         default_policy: NetworkPolicy | None = None,
@@ -64,7 +66,7 @@ class Boxes:
         self._gate = gate
         self._store = store
         self._launcher = launcher
-        self._runtimes = runtimes or Runtimes()
+        self._programs = programs or Runtimes()
         self._sizes = sizes
         self._max_boxes = max_boxes
         self._default_policy = default_policy or NetworkPolicy.parse("allow-all")
@@ -119,7 +121,7 @@ class Boxes:
                 "request_invalid", f"there is no size {size!r}: there are {', '.join(self._sizes)}"
             )
         runtime = request.runtime or (snapshot.runtime if snapshot else None)
-        programs = self._runtimes.programs(runtime)
+        programs = self._programs_of(request, runtime, snapshot)
         if policy is None:
             policy = snapshot.policy if snapshot else self._default_policy
         if self._closed:
@@ -137,12 +139,13 @@ class Boxes:
             scratch_bytes=bounds.disk,
             directories=[HOME],
             rootfs=programs.root,
+            image=programs.image,
             limits=Limits(memory_bytes=bounds.memory, pids=bounds.pids, cpus=bounds.cpus),
         )
         ttl = request.ttl or (MAX_TTL if request.ephemeral else None)
         with self._reserved(request.name):
             # Before anything is awaited, since the snapshot may be deleted meanwhile.
-            async with self.snapshots.open(snapshot) if snapshot else contextlib.nullcontext() as archive:
+            async with self.snapshots.used(snapshot, box_id) as archive:
                 sandbox = await self._launch(spec, policy, archive)
             if self._closed:
                 await self._discard(sandbox, "the service is closing")
@@ -155,7 +158,13 @@ class Boxes:
                 runtime=runtime,
                 keep_alive=request.keep_alive,
                 ephemeral=request.ephemeral,
-                environment={"PATH": programs.path, "HOME": HOME, **self.environment, **request.env_vars},
+                environment={
+                    **({} if programs.path is None else {"PATH": programs.path}),
+                    "HOME": HOME,
+                    **self.environment,
+                    **request.env_vars,
+                },
+                image=programs.image,
                 snapshot_id=snapshot.id if snapshot else None,
                 sandbox=sandbox,
                 expires_at=None if ttl is None else time.time() + ttl,
@@ -199,21 +208,20 @@ class Boxes:
 
     async def take_snapshot(self, box: ServedBox, name: str) -> Snapshot:
         """Keep a box's files, and its policy."""
-        policy = self.in_force(box).policy
+        about = About(
+            name=name,
+            box_id=box.id,
+            policy=self.in_force(box).policy,
+            runtime=box.runtime,
+            size=box.size,
+        )
         try:
-            async with (
-                asyncio.timeout(_SNAPSHOT_WITHIN),
-                box.sandbox.files.archive(_IN_SNAPSHOTS) as archive,
-            ):
-                return await self.snapshots.take(
-                    archive,
-                    name=name,
-                    box_id=box.id,
-                    policy=policy,
-                    runtime=box.runtime,
-                    size=box.size,
-                    max_bytes=2 * self._sizes[box.size].disk + _FOR_EMPTY_FILES,
-                )
+            async with asyncio.timeout(_SNAPSHOT_WITHIN):
+                if isinstance(box.sandbox, CommittableBox):
+                    return await self.snapshots.take_image(box.sandbox, **about)
+                async with box.sandbox.files.archive(_IN_SNAPSHOTS) as archive:
+                    max_bytes = 2 * self._sizes[box.size].disk + _FOR_EMPTY_FILES
+                    return await self.snapshots.take(archive, max_bytes=max_bytes, **about)
         except TimeoutError:
             message = f"the box has not given its files within {_SNAPSHOT_WITHIN:.0f} seconds"
             raise service_error("box_failed", message) from None
@@ -224,7 +232,17 @@ class Boxes:
         await asyncio.gather(*(self._end(box, "the service was closed") for box in self.all()))
         for life in list(self._lives):
             life.cancel()
+        await self.snapshots.close_images()
         self.snapshots.close()
+
+    def _programs_of(self, request: CreateBox, runtime: str | None, snapshot: Snapshot | None) -> Programs:
+        if snapshot is None or snapshot.image is None:
+            return self._programs.programs(runtime, request.image)
+        if request.image is not None or runtime != snapshot.runtime:
+            raise service_error(
+                "request_invalid", "a box from a snapshot has its programs: leave out image and runtime"
+            )
+        return Programs(image=snapshot.image)
 
     @contextlib.contextmanager
     def _reserved(self, name: str | None) -> Iterator[None]:
@@ -268,6 +286,7 @@ class Boxes:
         with contextlib.suppress(UnknownBoxError):
             self._store.remove(sandbox.id, source=_SOURCE, detail=why)
         await sandbox.close()
+        await self.snapshots.release(sandbox.id)
 
     async def _live(self, box: ServedBox, ttl: float | None) -> None:
         try:

@@ -10,6 +10,7 @@ from box_policy.control.http.answers import ApiError
 from box_policy.policy.model import check_few_keys
 from box_policy.policy.quoting import quoted
 from box_policy.service.errors import service_error
+from box_policy.service.images import InvalidImageError, check_reference
 
 MAX_TTL: Final = 259_200
 """Seconds, as the hosted service has it: 3 days."""
@@ -56,6 +57,13 @@ def _text(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("holds half a surrogate pair, which is no character") from None
     return text
+
+
+def _image(text: str) -> str:
+    try:
+        return check_reference(text)
+    except InvalidImageError as error:
+        raise ValueError(str(error)) from None
 
 
 def _environment(variables: dict[str, str]) -> dict[str, str]:
@@ -108,6 +116,8 @@ class CreateBox(RequestBody):
     labels: Labels = []
     size: str | None = None
     runtime: str | None = None
+    image: Annotated[str, AfterValidator(_image)] | None = None
+    """A container image, in place of a runtime; one that the operator allows."""
     keep_alive: bool = False
     ephemeral: bool = False
     ttl: Annotated[int, Field(ge=1, le=MAX_TTL)] | None = None

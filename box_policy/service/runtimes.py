@@ -4,8 +4,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
+from box_policy.policy.quoting import quoted
 from box_policy.sandbox.namespaces.toolchains import SYSTEM_PATH
 from box_policy.service.errors import service_error
 
@@ -25,16 +26,29 @@ class InvalidRootError(ValueError):
     """A root directory for boxes that can't be used. The message says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Programs:
     """Where the programs of a box come from."""
 
-    root: Path | None
-    """None: the host's own."""
-    path: str
-    """The box's PATH."""
-    read_only: tuple[Path, ...]
+    root: Path | None = None
+    """None: the host's own, unless there is an image."""
+    path: str | None = None
+    """The box's PATH; None: that of its image."""
+    read_only: tuple[Path, ...] = ()
     """Further directories of the host's, for the programs in them."""
+    image: str | None = None
+    """A container image, for a backend that makes boxes of them."""
+
+
+class ProgramSource(Protocol):
+    """Which programs a box gets."""
+
+    def programs(self, runtime: str | None, image: str | None) -> Programs:
+        """Those of a box that asks for a runtime, for an image, or for neither.
+
+        Raises:
+            ApiError: they can't be had here.
+        """
 
 
 @dataclass(frozen=True)
@@ -48,17 +62,23 @@ class Runtimes:
     roots: Mapping[str, Path] = field(default_factory=dict)
     """Root directories by runtime; that of ``""`` for whatever has none of its own."""
 
-    def programs(self, runtime: str | None) -> Programs:
+    def programs(self, runtime: str | None, image: str | None) -> Programs:
         """Where the programs come from.
 
         Raises:
-            ApiError: there is no such runtime here.
+            ApiError: there is no such runtime here, or an image is asked for.
         """
+        if image is not None:
+            raise service_error(
+                "image_refused",
+                f"image {quoted(image)}: boxes of this service have the programs of its machine; "
+                "images take one with --backend docker",
+            )
         root = self.roots.get(runtime or "", self.roots.get(""))
         if root is None:
-            programs = Programs(None, self.path, self.read_only)
+            programs = Programs(path=self.path, read_only=self.read_only)
         else:
-            programs = Programs(root, ":".join(SYSTEM_PATH), ())
+            programs = Programs(root=root, path=":".join(SYSTEM_PATH))
         if runtime is not None:
             _check(runtime, programs)
         return programs
@@ -109,5 +129,5 @@ def _has(program: str, programs: Programs) -> bool:
     # A link may be absolute, and then leads on inside the root: that it is there is enough.
     return any(
         (programs.root / directory.lstrip("/") / program).exists(follow_symlinks=False)
-        for directory in programs.path.split(":")
+        for directory in (programs.path or "").split(":")
     )

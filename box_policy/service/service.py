@@ -1,5 +1,6 @@
 """A service: the gate, boxes behind it, and one endpoint for both of their APIs, in one process."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from box_policy.sandbox.launcher import Launcher
 from box_policy.service.api import make_service_app
 from box_policy.service.boxes import MAX_BOXES, Boxes
 from box_policy.service.context import Context
-from box_policy.service.runtimes import Runtimes
+from box_policy.service.runtimes import ProgramSource, Runtimes
 from box_policy.service.sizes import SIZES, Size
+from box_policy.service.snapshot_images import ImageEngine
 from box_policy.service.snapshots import Snapshots
 
 _BOUNDS: Final = Bounds(connections=1024, stall_timeout=60, message_size=16 << 20)
@@ -31,7 +33,8 @@ class ServiceSettings:
     """What the operator decides."""
 
     gate: Settings = field(default_factory=Settings)
-    runtimes: Runtimes = field(default_factory=Runtimes)
+    programs: ProgramSource = field(default_factory=Runtimes)
+    """Where the programs of boxes come from: of a kind that the launcher makes boxes of."""
     sizes: Mapping[str, Size] = field(default_factory=lambda: SIZES)
     max_boxes: int = MAX_BOXES
     default_policy: NetworkPolicy | None = None
@@ -56,8 +59,10 @@ class Service:
         Raises:
             InvalidStorageError: snapshots can't be kept where they should be.
         """
-        snapshots = Snapshots(settings.snapshots)
+        engine = launcher if isinstance(launcher, ImageEngine) else None
+        snapshots = Snapshots(settings.snapshots, engine=engine)
         self._launcher = launcher
+        self._beginning: asyncio.Task[None] | None = None
         self._gate = EmbeddedGate(settings.gate, audit)
         self._plane = ControlPlane(self._gate.gate, audit, records_lost=records_lost)
         self.boxes = Boxes(
@@ -65,7 +70,7 @@ class Service:
             store=self._plane.store,
             launcher=launcher,
             snapshots=snapshots,
-            runtimes=settings.runtimes,
+            programs=settings.programs,
             sizes=settings.sizes,
             max_boxes=settings.max_boxes,
             default_policy=settings.default_policy,
@@ -81,10 +86,14 @@ class Service:
         address = self._plane.listen(address, key, beside={SERVICE_PATHS: app}, bounds=_BOUNDS)
         self._gate.start()
         self._plane.start()
+        self._beginning = asyncio.create_task(self.boxes.snapshots.begin())
         return address
 
     async def close(self) -> None:
         """End every box, and serve no more."""
+        if self._beginning is not None:
+            self._beginning.cancel()
+            await asyncio.gather(self._beginning, return_exceptions=True)
         async with contextlib.AsyncExitStack() as stack:
             # In the reverse order; each is closed, whatever becomes of the others.
             stack.push_async_callback(self._gate.close)

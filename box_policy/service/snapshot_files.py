@@ -1,4 +1,4 @@
-"""Where the archives of snapshots lie: in a directory, or in files that have no name."""
+"""Where snapshots lie: in a directory, or in files that have no name."""
 
 import fcntl
 import logging
@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 
 _ARCHIVE: Final = ".tar"
 _DESCRIPTION: Final = ".json"
+_IMAGE: Final = ".image"
+"""Describes a snapshot that is an image in a container engine: it has no archive."""
+_UNWANTED: Final = ".unwanted"
+"""Such a description, once the snapshot was deleted, until its image is removed."""
 _LOCK: Final = ".lock"
 _OURS: Final = re.compile(r"snap-[0-9a-f]{16}\.tar", re.ASCII)
 _PATIENCE: Final = 10.0
@@ -29,7 +33,7 @@ class InvalidStorageError(ValueError):
 class SnapshotDirectory:
     """A directory of one service, in which a snapshot is two files: an archive, and what describes it.
 
-    What has no description is no snapshot.
+    What has no description is no snapshot. One that is an image in a container engine has nothing else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,28 +74,41 @@ class SnapshotDirectory:
             os.fsync(file.fileno())
             _name(file, archive)
         try:
-            with self.new_file() as written:
-                written.write(description)
-                written.flush()
-                os.fsync(written.fileno())
-                _name(written, self._description(snapshot_id))
+            self._write(description, self._description(snapshot_id))
         except BaseException:
             with suppress(OSError):
                 archive.unlink()
             raise
 
+    def keep_image(self, snapshot_id: str, description: bytes) -> None:
+        """Describe a snapshot that is an image."""
+        self._write(description, self._path / f"{snapshot_id}{_IMAGE}")
+
     def descriptions(self) -> Iterator[tuple[str, bytes]]:
-        """Of each snapshot the id and what :meth:`keep` was given. OSError if the directory can't be read."""
+        """Of each snapshot the id and what describes it. OSError if the directory can't be read."""
         for path in sorted(self._path.glob(f"snap-*{_DESCRIPTION}")):
             if not self._archive(path.stem).is_file():
                 log.warning("%s describes an archive that is missing, and is left alone", path)
                 continue
-            try:
-                description = path.read_bytes()
-            except OSError as error:
-                log.warning("%s can't be read, and is left alone: %s", path, error.strerror)
-                continue
-            yield path.stem, description
+            yield from _read(path)
+
+    def images(self) -> Iterator[tuple[str, bytes]]:
+        """The same of those that are images."""
+        for path in sorted(self._path.glob(f"snap-*{_IMAGE}")):
+            yield from _read(path)
+
+    def unwanted_images(self) -> Iterator[tuple[str, bytes]]:
+        """The same of those that were deleted, and whose images may still be there."""
+        for path in sorted(self._path.glob(f"snap-*{_UNWANTED}")):
+            yield from _read(path)
+
+    def set_aside(self, snapshot_id: str) -> None:
+        """From now on this image is no snapshot, whatever happens; but it is still to be removed."""
+        (self._path / f"{snapshot_id}{_IMAGE}").rename(self._path / f"{snapshot_id}{_UNWANTED}")
+
+    def forget_image(self, snapshot_id: str) -> None:
+        """Nothing is left of it."""
+        (self._path / f"{snapshot_id}{_UNWANTED}").unlink(missing_ok=True)
 
     def open(self, snapshot_id: str) -> IO[bytes]:
         """An archive, for reading."""
@@ -110,6 +127,13 @@ class SnapshotDirectory:
         """Let other services have it."""
         os.close(self._lock)
 
+    def _write(self, description: bytes, path: Path) -> None:
+        with self.new_file() as written:
+            written.write(description)
+            written.flush()
+            os.fsync(written.fileno())
+            _name(written, path)
+
     def _archive(self, snapshot_id: str) -> Path:
         return self._path / f"{snapshot_id}{_ARCHIVE}"
 
@@ -122,6 +146,13 @@ class SnapshotDirectory:
             if _OURS.fullmatch(path.name) and not os.path.lexists(self._description(path.stem)):
                 log.warning("%s: removed, a snapshot that was never finished, or half deleted", path)
                 path.unlink()
+
+
+def _read(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        yield path.stem, path.read_bytes()
+    except OSError as error:
+        log.warning("%s can't be read, and is left alone: %s", path, error.strerror)
 
 
 def _locked(directory: Path) -> int:
@@ -171,9 +202,26 @@ class NamelessFiles:
             raise
         self._files[snapshot_id] = file
 
+    def keep_image(self, snapshot_id: str, description: bytes) -> None:
+        """Nothing tells of it but this process."""
+
     def descriptions(self) -> Iterator[tuple[str, bytes]]:
         """There are none before it begins."""
         return iter(())
+
+    def images(self) -> Iterator[tuple[str, bytes]]:
+        """Neither are these."""
+        return iter(())
+
+    def unwanted_images(self) -> Iterator[tuple[str, bytes]]:
+        """Nor these."""
+        return iter(())
+
+    def set_aside(self, snapshot_id: str) -> None:
+        """Nothing tells of it but this process."""
+
+    def forget_image(self, snapshot_id: str) -> None:
+        """The same."""
 
     def open(self, snapshot_id: str) -> IO[bytes]:
         """An archive, for reading: opened anew, since several may read it, each at a place of its own."""

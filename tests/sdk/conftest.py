@@ -53,6 +53,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BASE_URL", "API_KEY"):
         monkeypatch.delenv(f"BOX_POLICY_{name}", raising=False)
         monkeypatch.delenv(f"UPSTASH_BOX_{name}", raising=False)
+    for name in ("BACKEND", "IMAGE"):
+        monkeypatch.delenv(f"BOX_POLICY_{name}", raising=False)
 
 
 @pytest.fixture

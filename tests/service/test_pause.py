@@ -50,7 +50,7 @@ class Made:
         self.sandbox, self.gate = Sandbox(), Gate()
         nothing: Any = None
         self.boxes = Boxes(
-            gate=cast(Any, self.gate), store=nothing, launcher=nothing, snapshots=nothing, runtimes=nothing
+            gate=cast(Any, self.gate), store=nothing, launcher=nothing, snapshots=nothing, programs=nothing
         )
         self.box = ServedBox(
             id="x",

@@ -77,6 +77,12 @@ class AsyncBox(AsyncServiceCalls, AsyncUnsupportedCalls):
             name: str, by which ``Box.get`` finds it. Default: none.
             labels: list of str, by which ``Box.list(label=...)`` finds it. Default: none.
             runtime: str, such as ``python``: demands that its programs are there. Default: no demand.
+            image: str, such as ``python:3.13``: a container image, in place of a runtime. With a ``base_url``
+                one that its operator allows. Default: the service's own.
+            backend: ``namespaces`` (boxes with this machine's programs) or ``docker`` (containers), for the
+                service of this process's own. Default: from ``BOX_POLICY_BACKEND``; ``docker`` if there is
+                an image, given or in ``BOX_POLICY_IMAGE``; else ``namespaces``. Other calls that are to
+                find the box take it as well.
             size: ``small``, ``medium`` or ``large``: bounds of memory, disk, processors. Default: ``small``.
             env: dict of str to str, variables of every program in it. Default: none.
             ttl: int, seconds after which it ends by itself, at most 259,200. Default: never.
