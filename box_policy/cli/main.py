@@ -6,7 +6,10 @@ import typer
 
 import box_policy
 from box_policy.cli.check import check
+from box_policy.cli.doctor import doctor
 from box_policy.cli.explain import explain
+from box_policy.cli.gate import gate
+from box_policy.cli.gc import gc
 from box_policy.cli.policy import app as policy
 from box_policy.cli.run import run
 from box_policy.cli.serve import serve
@@ -38,7 +41,10 @@ def _options(
 
 
 app.command("check")(check)
+app.command("doctor")(doctor)
 app.command("explain")(explain)
+app.command("gate")(gate)
+app.command("gc")(gc)
 # What follows the program's name is the program's own.
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
 app.command("serve")(serve)
