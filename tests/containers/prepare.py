@@ -82,6 +82,12 @@ def prepare() -> None:
     _once("engine", _fetch_engine)
     _once("compose", _fetch_compose)
     _once("base.tar", _make_base)
+    from tests.containers import wheels  # which asks this module where its cache is
+
+    try:
+        wheels.fetch()
+    except subprocess.CalledProcessError as error:
+        raise CannotPrepare(f"pip can't fetch wheels: {error}") from None
 
 
 def _once(name: str, make: Callable[[Path], None]) -> None:
