@@ -52,11 +52,8 @@ async def _remove_containers(dry_run: bool) -> bool:
     from box_policy.sandbox.docker import reap
     from box_policy.sandbox.launcher import SandboxError
 
-    if dry_run:
-        typer.echo("box-policy: containers and images are looked at without --dry-run alone", err=True)
-        return False
     try:
-        for found in await reap():
+        for found in await reap(dry_run=dry_run):
             _say(found, dry_run)
     except SandboxError as error:
         typer.echo(f"box-policy: {error}", err=True)

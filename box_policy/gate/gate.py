@@ -22,7 +22,7 @@ from box_policy.gate.lane import Lane
 from box_policy.gate.limits import Limits
 from box_policy.gate.network_namespace import netns_cookie
 from box_policy.gate.own_addresses import OwnAddresses
-from box_policy.gate.resolver import NameServers, Resolver
+from box_policy.gate.resolver import HOSTS_FILE, NameServers, Resolver
 from box_policy.policy.addresses import AddressSet
 from box_policy.policy.model import NetworkPolicy
 from box_policy.policy.reasons import Reason
@@ -48,6 +48,9 @@ class Settings:
     """Canonical names of domains in which the box's resolvers look for every name first."""
     mark: int | None = None
     """SO_MARK of every socket with which the gate goes out."""
+    follow_host_files: bool = True
+    """Follow resolv.conf and the hosts file. Not where boxes share them, and may write to them: then name
+    servers are those that are there at first, and no host's name is taken from a file."""
 
     def operator(self) -> Operator:
         """The settings in the form in which policies are compiled with them."""
@@ -83,8 +86,12 @@ class Gate:
         audit.set_pace(self.limits.records, self.limits.records_burst)
         self.descriptors = Descriptors.of_process()
         self.egress = Egress(settings.mark)
+        follow = settings.follow_host_files
         self.resolver = Resolver(
-            NameServers(settings.name_servers), share=self._share_of_questions, egress=self.egress
+            NameServers(settings.name_servers, follow=follow),
+            hosts_file=HOSTS_FILE if follow else None,
+            share=self._share_of_questions,
+            egress=self.egress,
         )
         self.dns = DnsServer(self.resolver, audit, self.limits, self.descriptors, settings.search_domains)
         self.lane = Lane(

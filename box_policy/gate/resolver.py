@@ -41,6 +41,7 @@ _MAX_CACHED_SIZE: Final = 4096
 _SHARE: Final = 64
 """Questions upstream at once on behalf of each asker; further ones wait. Each has a socket of its own."""
 _RESOLV_CONF_CHECK: Final = 5.0
+HOSTS_FILE: Final = Path("/etc/hosts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,33 +61,48 @@ class Answer:
 
 
 class NameServers:
-    """Where to ask: the given servers, or those of resolv.conf(5), read again when it changes."""
+    """Where to ask: the given servers, or those of resolv.conf(5), read again when it changes.
 
-    def __init__(self, servers: Sequence[str] = (), *, resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
+    Or, with ``follow`` false, those that it names now.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[str] = (),
+        *,
+        resolv_conf: Path = Path("/etc/resolv.conf"),
+        follow: bool = True,
+    ) -> None:
         self._given = tuple(servers)
         self._path = resolv_conf
         self._found: tuple[str, ...] = ()
         self._version: tuple[int, ...] | None = None
         self._checked = float("-inf")
+        self._follow = follow
+        if not servers and not follow:
+            self._check()
 
     def current(self) -> tuple[str, ...]:
         """Their addresses; empty if there are none."""
         if self._given:
             return self._given
         now = time.monotonic()
-        if now - self._checked >= _RESOLV_CONF_CHECK:
+        if self._follow and now - self._checked >= _RESOLV_CONF_CHECK:
             self._checked = now
-            try:
-                status = self._path.stat()
-                version = (status.st_mtime_ns, status.st_size, status.st_ino)
-                if version != self._version:
-                    self._found = self._read()
-                    self._version = version  # only of what has been read
-            except OSError as error:
-                log.warning("no name servers: %s", error)
-                self._found = ()
-                self._version = None
+            self._check()
         return self._found
+
+    def _check(self) -> None:
+        try:
+            status = self._path.stat()
+            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if version != self._version:
+                self._found = self._read()
+                self._version = version  # only of what has been read
+        except OSError as error:
+            log.warning("no name servers: %s", error)
+            self._found = ()
+            self._version = None
 
     def _read(self) -> tuple[str, ...]:
         resolver = dns.resolver.Resolver(configure=False)
@@ -114,7 +130,7 @@ class Resolver:
         self,
         name_servers: NameServers | None = None,
         *,
-        hosts_file: Path | None = Path("/etc/hosts"),
+        hosts_file: Path | None = HOSTS_FILE,
         share: Callable[[], int] = lambda: _SHARE,
         egress: Egress | None = None,
     ) -> None:

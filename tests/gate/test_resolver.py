@@ -26,6 +26,18 @@ def make(lab: Lab, *servers: str, hosts: Path | None = None) -> Resolver:
 
 
 class TestNameServers:
+    def test_those_that_were_there_first(self, tmp_path: Path) -> None:
+        resolv_conf = tmp_path / "resolv.conf"
+        resolv_conf.write_text("nameserver 192.0.2.1\n")
+        servers = NameServers(resolv_conf=resolv_conf, follow=False)
+        resolv_conf.write_text("nameserver 51.81.66.66\n")
+        assert servers.current() == ("192.0.2.1",)
+
+    def test_none_that_come_later(self, tmp_path: Path) -> None:
+        servers = NameServers(resolv_conf=tmp_path / "resolv.conf", follow=False)
+        (tmp_path / "resolv.conf").write_text("nameserver 51.81.66.66\n")
+        assert servers.current() == ()
+
     def test_those_of_resolv_conf_also_after_a_change(self, tmp_path: Path) -> None:
         file = tmp_path / "resolv.conf"
         servers = NameServers(resolv_conf=file)

@@ -171,7 +171,7 @@ async def test_bounds(docker_launcher: DockerLauncher, client: docker.DockerClie
     async with new_box(docker_launcher, BoxSpec("bounded", limits=bounds)) as box:
         assert set(box.limits) == {"memory", "pids", "cpus"}
         assert box.limits["memory"].startswith("96.0 MiB, Docker (cgroup v")
-        assert client.api.inspect_container(box.container)["HostConfig"]["NanoCpus"] == 500_000_000
+        assert client.api.inspect_container(box.container)["HostConfig"]["CpuQuota"] == 50_000
         assert (await python(box, "bytearray(300 << 20)")).status == -9
         assert box.limits["pids"].startswith("26 with those that serve it, Docker")
         forks = (

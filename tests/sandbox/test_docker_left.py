@@ -84,7 +84,10 @@ async def test_what_dead_launchers_have_left_is_removed(client: docker.DockerCli
             IMAGE, "true", labels={identity.LAUNCHER: client.containers.get(paused).labels[identity.LAUNCHER]}
         )["Id"]
         assert status(client, paused) == "paused"
+        foreseen = await reap(engine_address(), dry_run=True)
+        assert status(client, paused) == "paused"
         removed = await reap(engine_address())
+        assert removed == foreseen
         assert [words for words in removed if words.startswith("container")] == [
             f"container {never_started[:12]} of box unknown, which was created",
             f"container {paused[:12]} of box orphan, which was paused",

@@ -186,8 +186,7 @@ class TestInADirectory:
     @pytest.fixture
     def kept(self, docker: Engine, running_lab: Lab, snapshots: Path) -> Iterator[dict[str, Any]]:
         """A snapshot of a service that was killed."""
-        size = ("--size", "medium:cpus=1")
-        with serve(docker, "--image", DOCKER, "--snapshots", str(snapshots), *size) as server:
+        with serve(docker, "--image", DOCKER, "--snapshots", str(snapshots)) as server:
             box = server.create(network_policy=ALLOWED, size="medium")["id"]
             server.run(box, "echo kept >file")
             taken = snapshot(server, box)
@@ -199,8 +198,7 @@ class TestInADirectory:
         client.close()
 
     def test_they_outlive_the_service(self, kept: dict[str, Any], docker: Engine, snapshots: Path) -> None:
-        size = ("--size", "medium:cpus=1")
-        with serve(docker, "--image", DOCKER, "--snapshots", str(snapshots), *size) as server:
+        with serve(docker, "--image", DOCKER, "--snapshots", str(snapshots)) as server:
             assert server.ask("GET", "/snapshots").ok()["snapshots"] == [kept]
             box = from_snapshot(server, kept["id"])
             assert (box["network_policy"], box["size"]) == (ALLOWED, "medium")

@@ -12,7 +12,10 @@ from box_policy.sandbox.namespaces.box_init import SPARE_PROCESSES
 
 # As namespaces.workload.CAPABILITIES, by name.
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID")
-_NANO = 1_000_000_000
+_CPU_PERIOD = 100_000
+"""Microseconds. The kernel's own default."""
+_LEAST_QUOTA = 1000
+"""The least that the kernel takes."""
 _SYSCTLS = {
     "net.ipv4.ip_unprivileged_port_start": "0",
     # See namespaces.network.write_settings.
@@ -73,7 +76,9 @@ def box_container(
     if bounds.pids is not None:
         host_config["PidsLimit"] = bounds.pids + SPARE_PROCESSES
     if bounds.cpus is not None:
-        host_config["NanoCpus"] = int(bounds.cpus * _NANO)
+        # Not NanoCpus, which an engine refuses beyond what its machine has.
+        host_config["CpuPeriod"] = _CPU_PERIOD
+        host_config["CpuQuota"] = max(_LEAST_QUOTA, int(bounds.cpus * _CPU_PERIOD))
     return {
         **_process("container_init", image.id),
         # Without a value: removed. Nothing of the image's (LD_PRELOAD, ...) is there when pid 1 starts.

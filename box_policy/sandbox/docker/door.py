@@ -25,14 +25,16 @@ def make_parent() -> Path:
         raise SandboxError(f"a directory for sockets can't be made: {error}") from None
 
 
-def remove_left() -> list[str]:
-    """Remove the directories that dead launchers of this user's have left; return their paths."""
+def remove_left(*, dry_run: bool = False) -> list[str]:
+    """Remove the directories that dead launchers of this user's have left; return their paths. With
+    ``dry_run`` only return them."""
     left = []
     for path in Path(_place()).glob(f"{_PREFIX}*"):
         process = path.name.removeprefix(_PREFIX).split("-")[:3]
         if identity.may_live("/".join((identity.boot(), *process))) is False:
             with contextlib.suppress(OSError):  # another user's
-                shutil.rmtree(path)
+                if not dry_run:
+                    shutil.rmtree(path)
                 left.append(str(path))
     return left
 

@@ -58,15 +58,22 @@ async def remove_unnamed(engine: Engine, image_id: str) -> bool:
     return True
 
 
+async def is_unused(engine: Engine, image_id: str) -> bool:
+    """Whether no container is made of an image."""
+    return not await _users(engine, image_id)
+
+
 async def _is_all_running(engine: Engine, image_id: str) -> bool:
     """Whether each container that is made of an image runs."""
+    return all(found["State"] in ("running", "paused") for found in await _users(engine, image_id))
 
+
+async def _users(engine: Engine, image_id: str) -> list[dict[str, Any]]:
     def listed(client: APIClient) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = client.containers(all=True, filters={"ancestor": image_id})
         return found
 
-    containers = await engine.call("the containers can't be listed", listed)
-    return all(found["State"] in ("running", "paused") for found in containers)
+    return await engine.call("the containers can't be listed", listed)
 
 
 async def _remove(engine: Engine, name: str, *, force: bool) -> None:

@@ -22,8 +22,10 @@ _OLD_RUNTIME = 86_400.0
 _RUNS = ("running", "paused", "restarting")
 
 
-async def reap(address: str | None = None) -> list[str]:
+async def reap(address: str | None = None, *, dry_run: bool = False) -> list[str]:
     """Remove what dead launchers have left in the engine at ``address``; say what, in words.
+
+    With ``dry_run`` say so only.
 
     Containers, also paused ones and such as were never started; temporary images; and interpreters for
     boxes that no box uses, a day after they were made; and directories for sockets. A launcher of this
@@ -32,22 +34,22 @@ async def reap(address: str | None = None) -> list[str]:
     """
     engine = await Engine.connect(address)
     try:
-        return await reap_with(engine)
+        return await reap_with(engine, dry_run=dry_run)
     finally:
         await engine.close()
 
 
-async def reap_with(engine: Engine) -> list[str]:
+async def reap_with(engine: Engine, *, dry_run: bool = False) -> list[str]:
     """As ``reap``, with the connection there is."""
     removed = []
     for sweep in (_containers, _images, _runtimes):
-        async for words in sweep(engine):
+        async for words in sweep(engine, dry_run):
             removed.append(words)
-    left = await asyncio.to_thread(door.remove_left)
+    left = await asyncio.to_thread(door.remove_left, dry_run=dry_run)
     return [*removed, *(f"directory {path}" for path in left)]
 
 
-async def _containers(engine: Engine) -> AsyncIterator[str]:
+async def _containers(engine: Engine, dry_run: bool) -> AsyncIterator[str]:
     for found in await _listed(engine, identity.LAUNCHER):
         labels = found["Labels"]
         if not labels[identity.LAUNCHER]:
@@ -56,26 +58,29 @@ async def _containers(engine: Engine) -> AsyncIterator[str]:
         is_left = found["State"] not in _RUNS and _age(found) > _OLD
         if lives is False or (lives is None and is_left):
             try:
-                await engine.remove(found["Id"])
+                if not dry_run:
+                    await engine.remove(found["Id"])
             except SandboxError:
                 continue  # somebody else is at it, or the engine can't; the next sweep sees
             box = labels.get(identity.BOX, "unknown")
             yield f"container {found['Id'][:12]} of box {box}, which was {found['State']}"
 
 
-async def _images(engine: Engine) -> AsyncIterator[str]:
+async def _images(engine: Engine, dry_run: bool) -> AsyncIterator[str]:
     for found in await _images_with(engine, f"{identity.SNAPSHOT}={identity.EPHEMERAL}"):
         # Not what somebody else has made of one.
         names = found.get("RepoTags") or ()
         is_ours = all(name.startswith(f"{images.REPOSITORY}:") for name in names)
         if is_ours and identity.may_live(found["Labels"].get(identity.IMAGE_LAUNCHER, "")) is False:
             try:
-                await images.remove(engine, found["Id"])
+                if not dry_run:
+                    await images.remove(engine, found["Id"])
             except SandboxError:
                 continue
             yield f"temporary image {_short(found)}"
     for found in await _images_with(engine, identity.IMAGE_BOX, dangling="true"):
-        if await images.remove_unnamed(engine, found["Id"]):
+        remove = images.is_unused if dry_run else images.remove_unnamed
+        if await remove(engine, found["Id"]):
             yield f"image {_short(found)}, which nothing uses any more"
 
 
@@ -91,7 +96,7 @@ async def _images_with(engine: Engine, label: str, **filters: str) -> list[dict[
     return await engine.call("the images can't be listed", listed)
 
 
-async def _runtimes(engine: Engine) -> AsyncIterator[str]:
+async def _runtimes(engine: Engine, dry_run: bool) -> AsyncIterator[str]:
     for found in await _listed(engine, identity.RUNTIME):
         version = found["Labels"][identity.RUNTIME]
         stored = runtime_store.names(version)
@@ -101,9 +106,10 @@ async def _runtimes(engine: Engine) -> AsyncIterator[str]:
         if users or _age(found) < _OLD_RUNTIME:
             continue
         try:
-            await engine.remove(found["Id"])
-            await engine.remove_volume(stored.volume)
-            await images.remove(engine, stored.image)
+            if not dry_run:
+                await engine.remove(found["Id"])
+                await engine.remove_volume(stored.volume)
+                await images.remove(engine, stored.image)
         except SandboxError:
             continue
         yield f"interpreter for boxes {version}"
