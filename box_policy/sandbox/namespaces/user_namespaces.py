@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Callable
 
+from box_policy.sandbox.namespaces import syscalls
 from box_policy.sandbox.namespaces.identity import Identity
 
 # Limits of U1: U2 is the only user namespace there will ever be below it, and nothing in it makes a
@@ -105,6 +106,9 @@ class Mapper:
         target = os.getpid()
 
         def write_maps() -> None:
+            with contextlib.suppress(OSError):  # a root that lacks capabilities itself
+                # The namespace's owner may write its maps; root may, too, but not in every container.
+                syscalls.be_effectively(who.uid)
             for kind, text in zip("ug", who.outer_maps, strict=True):
                 write(f"/proc/{target}/{kind}id_map", text)
 
