@@ -11,7 +11,7 @@ import typer
 from box_policy.cli.errors import USAGE, fail
 from box_policy.cli.gate_process import LOOPBACK, GateOptions, run_gate
 from box_policy.cli.run import chosen_limits, name_server_address
-from box_policy.control.http.address import ControlError, parse_control_address
+from box_policy.control.http.address import ControlError, TcpAddress, parse_control_address
 from box_policy.control.http.token import read_token
 from box_policy.policy.addresses import InvalidCidr, canonical_cidr
 
@@ -165,9 +165,12 @@ def gate(
     if not sidecar and (inbound is Choice.DENY or host_network):
         fail("--inbound and --host-network go with --sidecar", USAGE)
     try:
+        address = None if control is None else parse_control_address(control)
+        if sidecar and isinstance(address, TcpAddress):
+            fail("--control: a sidecar's is a unix socket: a port could be taken by what it guards", USAGE)
         options = GateOptions(
             policy=policy,
-            control=None if control is None else parse_control_address(control),
+            control=address,
             token=None if control is None else read_token(token_file, os.environ),
             hosts=LOOPBACK if sidecar else (listen or "",),
             port=port or (_SIDECAR_PORT if sidecar else _PORT),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 LOOPBACK: Final = ("127.0.0.1", "::1")
 """Where a sidecar listens."""
+_NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,13 @@ async def run_gate(options: GateOptions) -> None:
     async with contextlib.AsyncExitStack() as cleanup:
         cleanup.enter_context(_stopped_by_signals(stop))
         cleanup.enter_context(complaining())
-        listeners = _listeners(options)
-        cleanup.callback(listeners.close)
         state = _State()
         # The rules come first, whatever becomes of the rest: without a gate behind them nothing passes.
-        strangers = _guard(options, listeners, state, cleanup) if options.sidecar else []
+        guard = _guard(options, cleanup) if options.sidecar else None
+        listeners = _listeners(options)
+        cleanup.callback(listeners.close)
+        strangers = [] if guard is None else _try_out(guard, listeners, cleanup)
+        state.guard = guard
         served = await _start(options, state, cleanup)
         from box_policy.gate.mode import DEFAULT_BOX
 
@@ -121,7 +126,8 @@ def _listeners(options: GateOptions) -> _Listeners:
             ):
                 socks += listen(host, port, kind)
         except (OSError, UnicodeError) as error:
-            if host == LOOPBACK[1] and options.sidecar and listeners.dns_tcp:
+            missing = isinstance(error, OSError) and error.errno in _NO_IPV6
+            if host == LOOPBACK[1] and options.sidecar and missing:
                 continue  # without IPv6, nothing listens there: what the rules bring is refused
             listeners.close()
             said = error.strerror if isinstance(error, OSError) else f"{host!r} is no address"
@@ -129,10 +135,8 @@ def _listeners(options: GateOptions) -> _Listeners:
     return listeners
 
 
-def _guard(
-    options: GateOptions, listeners: _Listeners, state: _State, cleanup: contextlib.AsyncExitStack
-) -> list[socket.socket]:
-    """Set the rules. Returns connections that came before there was a gate to serve them."""
+def _guard(options: GateOptions, cleanup: contextlib.AsyncExitStack) -> "Guard":
+    """Set the rules."""
     from box_policy.sandbox.sidecar.errors import SidecarError
     from box_policy.sandbox.sidecar.guard import Guard
     from box_policy.sandbox.sidecar.namespace import check_namespace
@@ -140,11 +144,22 @@ def _guard(
 
     try:
         check_namespace(host_network=options.host_network)
-        state.guard = guard = Guard(
-            SidecarRules(os.geteuid(), options.port, options.dns_port, inbound=options.inbound)
-        )
+        guard = Guard(SidecarRules(os.geteuid(), options.port, options.dns_port, inbound=options.inbound))
         cleanup.callback(guard.close)
-        probed = guard.install(listeners.tcp, listeners.dns_udp)
+        guard.install()
+    except SidecarError as error:
+        fail(str(error), FAILURE)
+    return guard
+
+
+def _try_out(
+    guard: "Guard", listeners: _Listeners, cleanup: contextlib.AsyncExitStack
+) -> list[socket.socket]:
+    """See the rules work. Returns connections that came before there was a gate to serve them."""
+    from box_policy.sandbox.sidecar.errors import SidecarError
+
+    try:
+        probed = guard.try_out(listeners.tcp, listeners.dns_udp)
     except SidecarError as error:
         fail(str(error), FAILURE)
     for sock in probed.strangers:
@@ -153,6 +168,17 @@ def _guard(
         typer.echo("box-policy: this network namespace has no route out: nothing can be reached", err=True)
     guard.start()
     return probed.strangers
+
+
+def _check_name_servers(options: GateOptions) -> None:
+    """What shares the network namespace could serve names at its addresses, and say what it likes."""
+    from box_policy.gate.own_addresses import OwnAddresses
+
+    own = OwnAddresses()
+    for server in options.name_servers:
+        if ip_address(server) in own:
+            fail(f"--name-server: {server} is in the network that is guarded: anybody's here", USAGE)
+    own.close()
 
 
 async def _start(options: GateOptions, state: _State, cleanup: contextlib.AsyncExitStack) -> "Gate":
@@ -166,6 +192,8 @@ async def _start(options: GateOptions, state: _State, cleanup: contextlib.AsyncE
     from box_policy.policy.model import NetworkPolicy
     from box_policy.sandbox.sidecar.rules import GATE_MARK
 
+    if options.sidecar:
+        _check_name_servers(options)
     audit = Audit()
     sinks = _sinks(options)
     for sink in sinks:

@@ -86,9 +86,12 @@ class Gate:
         audit.set_pace(self.limits.records, self.limits.records_burst)
         self.descriptors = Descriptors.of_process()
         self.egress = Egress(settings.mark)
+        self._operator = settings.operator()
         follow = settings.follow_host_files
+        # Who shares this network namespace could serve names at its addresses.
+        refused = () if follow else self._operator.own_addresses
         self.resolver = Resolver(
-            NameServers(settings.name_servers, follow=follow),
+            NameServers(settings.name_servers, follow=follow, refused=refused),
             hosts_file=HOSTS_FILE if follow else None,
             share=self._share_of_questions,
             egress=self.egress,
@@ -102,7 +105,6 @@ class Gate:
             descriptors=self.descriptors,
             egress=self.egress,
         )
-        self._operator = settings.operator()
         self._nothing = self.compile(NetworkPolicy.parse("deny-all"))
         self._served: dict[str, _Served] = {}
         self._sweeper: asyncio.TimerHandle | None = None

@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -63,7 +63,7 @@ class Answer:
 class NameServers:
     """Where to ask: the given servers, or those of resolv.conf(5), read again when it changes.
 
-    Or, with ``follow`` false, those that it names now.
+    Or, with ``follow`` false, those that it names now, but those at addresses that are ``refused``.
     """
 
     def __init__(
@@ -72,17 +72,20 @@ class NameServers:
         *,
         resolv_conf: Path = Path("/etc/resolv.conf"),
         follow: bool = True,
+        refused: Container[Address] = (),
     ) -> None:
         self._given = tuple(servers)
         self._path = resolv_conf
-        self._found: tuple[str, ...] = ()
+        self._found: Sequence[str] = ()
         self._version: tuple[int, ...] | None = None
         self._checked = float("-inf")
         self._follow = follow
         if not servers and not follow:
             self._check()
+            found: Sequence[str] = self._found
+            self._found = [server for server in found if not _is_refused(server, refused)]
 
-    def current(self) -> tuple[str, ...]:
+    def current(self) -> Sequence[str]:
         """Their addresses; empty if there are none."""
         if self._given:
             return self._given
@@ -112,6 +115,13 @@ class NameServers:
         except dns.resolver.NoResolverConfiguration:
             return ()
         return tuple(str(server) for server in resolver.nameservers)
+
+
+def _is_refused(server: str, refused: Container[Address]) -> bool:
+    if ip_address(server) not in refused:
+        return False
+    log.warning("the name server %s of resolv.conf is not asked: it could be anybody's here", server)
+    return True
 
 
 def _always() -> bool:

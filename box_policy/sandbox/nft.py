@@ -57,6 +57,7 @@ _NF_ACCEPT = 1
 _REGISTER = 1
 _DESTINATION_PORT_OFFSET = 2
 _RTN_LOCAL = 2
+_NFT_FIB_F_SADDR = 1
 _NFT_FIB_F_DADDR = 2
 # pyroute2 0.9 takes this number for a set of flags; of these two it makes 3, the address type.
 _NFT_FIB_RESULT_ADDRTYPE = {"NFT_FIB_RESULT_UNSPEC", "NFT_FIB_RESULT_OIF"}
@@ -117,6 +118,12 @@ def destination_local(operation: int) -> Expressions:
     """Compares whether the destination is an address of this network namespace."""
     lookup = {"dreg": _REGISTER, "result": _NFT_FIB_RESULT_ADDRTYPE, "flags": _NFT_FIB_F_DADDR}
     return [genex("fib", lookup), compared(operation, number(_RTN_LOCAL))]
+
+
+def source_local() -> Expressions:
+    """Goes on if the source is an address of this network namespace."""
+    lookup = {"dreg": _REGISTER, "result": _NFT_FIB_RESULT_ADDRTYPE, "flags": _NFT_FIB_F_SADDR}
+    return [genex("fib", lookup), compared(EQUAL, number(_RTN_LOCAL))]
 
 
 def load_ct(key: int) -> Mapping[str, Any]:

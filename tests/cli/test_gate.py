@@ -54,6 +54,7 @@ class TestRefusals:
             (["--log", "/nonexistent/log"], "No such file"),
             (["--control", "0.0.0.0:80"], "--control"),
             (["--control", "0.0.0.0:80", "--token-file", "/nonexistent"], "--control"),
+            (["--control", "127.0.0.1:1", "--sidecar"], "--control: a sidecar's is a unix socket"),
             (["--control", "127.0.0.1:1", "--token-file", "/nonexistent"], "/nonexistent"),
             (["--policy", "/nonexistent"], "/nonexistent"),
         ],

@@ -31,24 +31,33 @@ class TestNameServers:
         resolv_conf.write_text("nameserver 192.0.2.1\n")
         servers = NameServers(resolv_conf=resolv_conf, follow=False)
         resolv_conf.write_text("nameserver 51.81.66.66\n")
-        assert servers.current() == ("192.0.2.1",)
+        assert list(servers.current()) == ["192.0.2.1"]
+
+    def test_none_that_are_refused(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        resolv_conf = tmp_path / "resolv.conf"
+        resolv_conf.write_text("nameserver 127.0.0.11\nnameserver 192.0.2.1\n")
+        refused = {ip_address("127.0.0.11")}
+        assert list(NameServers(resolv_conf=resolv_conf, follow=False, refused=refused).current()) == [
+            "192.0.2.1"
+        ]
+        assert "127.0.0.11" in caplog.text
 
     def test_none_that_come_later(self, tmp_path: Path) -> None:
         servers = NameServers(resolv_conf=tmp_path / "resolv.conf", follow=False)
         (tmp_path / "resolv.conf").write_text("nameserver 51.81.66.66\n")
-        assert servers.current() == ()
+        assert not servers.current()
 
     def test_those_of_resolv_conf_also_after_a_change(self, tmp_path: Path) -> None:
         file = tmp_path / "resolv.conf"
         servers = NameServers(resolv_conf=file)
-        assert servers.current() == ()
+        assert not servers.current()
         file.write_text("search x.test\nnameserver 192.0.2.1\nnameserver 2001:db8::1\n")
-        assert servers.current() == ("192.0.2.1", "2001:db8::1")
+        assert tuple(servers.current()) == ("192.0.2.1", "2001:db8::1")
         away = tmp_path / "away"
         file.rename(away)
-        assert servers.current() == ()
+        assert not servers.current()
         away.rename(file)
-        assert servers.current() == ("192.0.2.1", "2001:db8::1")
+        assert tuple(servers.current()) == ("192.0.2.1", "2001:db8::1")
 
     def test_given_ones_before_all(self, tmp_path: Path) -> None:
         assert NameServers(["192.0.2.9"], resolv_conf=tmp_path).current() == ("192.0.2.9",)

@@ -13,6 +13,7 @@ from pathlib import Path
 import docker
 import pytest
 from docker.errors import NotFound
+from docker.types import Mount
 
 from box_policy.sandbox.docker import DockerLauncher, identity, reap, reaper, runtime
 from box_policy.sandbox.launcher import BoxSpec, SandboxError
@@ -80,8 +81,15 @@ async def test_what_dead_launchers_have_left_is_removed(client: docker.DockerCli
     async with launcher_process("pause") as (dead, (paused,)), launcher_process("pause") as (_, (alive,)):
         dead.kill()
         await dead.wait()
+        left = client.containers.get(paused)
+        (runtime_volume,) = (mount["Name"] for mount in left.attrs["Mounts"] if mount["Type"] == "volume")
         never_started = client.api.create_container(
-            IMAGE, "true", labels={identity.LAUNCHER: client.containers.get(paused).labels[identity.LAUNCHER]}
+            IMAGE,
+            "true",
+            labels={identity.LAUNCHER: left.labels[identity.LAUNCHER]},
+            host_config=client.api.create_host_config(
+                mounts=[Mount("/.box-policy", runtime_volume, read_only=True, no_copy=True)]
+            ),
         )["Id"]
         assert status(client, paused) == "paused"
         foreseen = await reap(engine_address(), dry_run=True)
@@ -154,13 +162,15 @@ async def test_a_launcher_in_another_pid_namespace(
 ) -> None:
     boot, _, pid, started = identity.own().split("/")
     elsewhere = {identity.LAUNCHER: f"{boot}/1/{pid}/{started}"}
-    left = client.api.create_container(IMAGE, "true", labels=elsewhere)["Id"]
+    mounted = client.api.create_host_config(mounts=[Mount("/.box-policy", "box-policy-runtime-test")])
+    left = client.api.create_container(IMAGE, "true", labels=elsewhere, host_config=mounted)["Id"]
     running = client.containers.run(IMAGE, ["sleep", "1000"], labels=elsewhere, detach=True)
     assert not [words for words in await reap(engine_address()) if "container" in words]
     monkeypatch.setattr(reaper, "_OLD", -10.0)
     removed = [words for words in await reap(engine_address()) if "container" in words]
     assert removed == [f"container {left[:12]} of box unknown, which was created"]
     running.remove(force=True)
+    client.api.remove_volume("box-policy-runtime-test")
 
 
 async def test_interpreters_of_other_versions(

@@ -23,6 +23,8 @@ from tests.sandbox.sidecars import (
     no_rules_afterwards,
 )
 
+IPV6_FREEBIND = 78
+"""linux/in6.h"""
 ELSEWHERE = "198.51.100.9"
 """Said to be a name server: nothing is there."""
 
@@ -128,6 +130,27 @@ class TestTraffic:
                 client.sendto(b"x", resolver.getsockname())
             with pytest.raises(ConnectionRefusedError):
                 connected(*listener.getsockname())
+
+    def test_nobody_speaks_in_the_name_of_a_name_server(self, sidecar: Sidecar, lab: Lab) -> None:
+        """Anybody may bind an IPv6 address that isn't there, and the gate's source ports can be seen."""
+        with (
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as gate,
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as forger,
+        ):
+            gate.bind((plan.GATE6, 0))
+            forger.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+            forger.bind((plan.NAMESERVER6, 0))
+            with pytest.raises(PermissionError):
+                forger.sendto(b"x", gate.getsockname())
+
+    def test_groups_and_sources_are_not_told(self, sidecar: Sidecar, lab: Lab) -> None:
+        """The kernel reports them to the neighbours, and whoever joins makes them up. Here without it."""
+        interface = socket.if_nametoindex(plan.GATE_INTERFACE)
+        with (
+            socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as member,
+            pytest.raises(PermissionError),
+        ):
+            member.sendto(bytes([143, *bytes(7)]), ("ff02::16", 0, 0, interface))
 
     def test_other_protocols(self, sidecar: Sidecar, lab: Lab) -> None:
         with (

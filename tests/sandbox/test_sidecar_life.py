@@ -258,6 +258,45 @@ def test_connections_from_outside_that_are_denied(start: Callable[..., Sidecar],
             server.accept()[0].close()
 
 
+def test_datagrams_that_were_answered_before_they_were_denied(
+    start: Callable[..., Sidecar], lab: Lab
+) -> None:
+    sidecar = start()
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        from_outside(lab, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind((plan.GATE4, 0))
+        client.sendto(b"hello", server.getsockname())
+        _, sender = server.recvfrom(10)
+        server.sendto(b"hello", sender)
+        assert client.recv(10) == b"hello"
+        sidecar.end()
+        start("--inbound", "deny")
+        with pytest.raises(PermissionError):
+            server.sendto(b"leak", sender)
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1", "::1"])
+def test_somebody_else_has_its_port(start: Callable[..., Sidecar], lab: Lab, place: str) -> None:
+    """Nobody says that it is ready; nothing leaves."""
+    family = socket.AF_INET6 if ":" in place else socket.AF_INET
+    with socket.create_server((place, 61001), family=family):
+        late = start(ready=False)
+        assert late.process.wait(PATIENCE) == 1
+        late.wait_for(f"can't listen on {place} port 61001")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(PermissionError):
+            sock.sendto(b"x", (plan.EVIL4, 9))
+    assert [packet for packet in lab.packets() if packet.protocol == "udp"] == []
+
+
+def test_a_name_server_that_anybody_could_be(start: Callable[..., Sidecar]) -> None:
+    for address in ("127.0.0.11", plan.GATE6):
+        refused = start("--name-server", address, ready=False)
+        assert refused.process.wait(PATIENCE) == 2
+        refused.wait_for(f"--name-server: {address} is in the network that is guarded")
+
+
 def test_the_end_of_a_connection_reaches_the_origin(start: Callable[..., Sidecar], lab: Lab) -> None:
     """The kernel sends it, after the gate has closed its socket."""
     start()

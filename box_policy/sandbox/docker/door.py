@@ -31,8 +31,10 @@ def remove_left(*, dry_run: bool = False) -> list[str]:
     left = []
     for path in Path(_place()).glob(f"{_PREFIX}*"):
         process = path.name.removeprefix(_PREFIX).split("-")[:3]
-        if identity.may_live("/".join((identity.boot(), *process))) is False:
-            with contextlib.suppress(OSError):  # another user's
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid != os.geteuid():
+                continue  # anybody may make such a name, and put what they like in it
+            if identity.may_live("/".join((identity.boot(), *process))) is False:
                 if not dry_run:
                     shutil.rmtree(path)
                 left.append(str(path))

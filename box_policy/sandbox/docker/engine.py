@@ -1,8 +1,14 @@
 """The Docker engine, by its API: calls in threads, failures in one sentence."""
 
 import asyncio
+import base64
+import contextlib
+import json
+import posixpath
+import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from http import HTTPStatus
+from typing import Any, cast
 
 import docker
 import requests
@@ -115,6 +121,24 @@ class Engine:
 
         return await self.call(what, inspect)
 
+    async def real_path(self, container: str, path: str) -> str:
+        """Where a path leads in a container that isn't started, all links resolved."""
+
+        def resolve(client: APIClient) -> str:
+            real, left = "", path.strip("/").split("/")
+            while left:
+                real = f"{real}/{left.pop(0)}"
+                url = client._url("/containers/{0}/archive", container)  # type: ignore[attr-defined]
+                answer = client.head(url, params={"path": real}, timeout=TIMEOUT)
+                if answer.status_code == HTTPStatus.NOT_FOUND:
+                    break
+                client._raise_for_status(answer)  # type: ignore[attr-defined]
+                stat = json.loads(base64.b64decode(answer.headers["x-docker-container-path-stat"]))
+                real = posixpath.normpath(stat["linkTarget"] or real)
+            return posixpath.join(real, *left)
+
+        return await self.call("the image's file system can't be looked at", resolve)
+
     async def create(self, config: Mapping[str, Any], name: str | None = None) -> str:
         """Create a container; return its id."""
 
@@ -179,7 +203,9 @@ def _split(name: str) -> tuple[str, str]:
 
 async def _in_thread[Result](what: str, call: Callable[[], Result]) -> Result:
     try:
-        return await asyncio.to_thread(call)
+        # Not one of asyncio's executor: it has few, a slow engine would hold them all, and the process's end
+        # would wait for them.
+        return await _in_own_thread(call)
     except NotFound as error:
         raise NoSuchObjectError(_sentence(what, error.explanation or error)) from None
     except APIError as error:
@@ -187,6 +213,31 @@ async def _in_thread[Result](what: str, call: Callable[[], Result]) -> Result:
         raise kind(_sentence(what, error.explanation or error)) from None
     except (DockerException, requests.RequestException, OSError) as error:
         raise SandboxError(_sentence(what, _reason(error))) from None
+
+
+async def _in_own_thread[Result](call: Callable[[], Result]) -> Result:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if done.done():
+            return  # nobody waits any more
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(cast(Result, result))
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = call()
+        except BaseException as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="box-policy engine", daemon=True).start()
+    return await done
 
 
 def _sentence(what: str, reason: object) -> str:

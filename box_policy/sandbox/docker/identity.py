@@ -15,6 +15,7 @@ IMAGE_BOX = "box-policy.image.box"
 starts a container of the image passes them on to it."""
 IMAGE_LAUNCHER = "box-policy.image.launcher"
 SNAPSHOT = "box-policy.snapshot"
+_PID_DIGITS = 10
 EPHEMERAL = "ephemeral"
 """The value of ``SNAPSHOT`` of an image that is of no use once its launcher is dead."""
 
@@ -30,16 +31,27 @@ def own_process() -> tuple[str, str, str]:
 
 
 def may_live(launcher: str) -> bool | None:
-    """Whether a launcher is still there; None if that can't be seen from here."""
+    """Whether a launcher is still there; None if that can't be seen from here.
+
+    One of another boot of this machine is not there; nor is one of another machine, which may live.
+    """
     parts = launcher.split("/")
     if len(parts) != 4:
         return None
     of_boot, namespace, pid, started = parts
     if of_boot != boot():
         return False
-    if namespace != _pid_namespace() or not pid.isdigit():
+    if namespace != _pid_namespace() or not (pid.isascii() and pid.isdigit()) or len(pid) > _PID_DIGITS:
         return None
-    return str(_started(int(pid))) == started
+    found = _started(int(pid))
+    if found is None and _exists(int(pid)):
+        return None  # another user's, where /proc hides those (hidepid, proc(5))
+    return str(found) == started
+
+
+def is_of_this_boot(launcher: str) -> bool:
+    """Whether a launcher was started since this machine was."""
+    return launcher.partition("/")[0] == boot()
 
 
 def boot() -> str:
@@ -49,6 +61,16 @@ def boot() -> str:
 
 def _pid_namespace() -> str:
     return str(Path("/proc/self/ns/pid").stat().st_ino)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False  # this process may signal it, so it would have seen it: it is gone since, or a zombie
 
 
 def _started(pid: int) -> int | None:

@@ -50,7 +50,7 @@ async def remove_unnamed(engine: Engine, image_id: str) -> bool:
     """Remove an image that was made of a box and has no name any more, if nothing uses it. Whether it did."""
     try:
         found = await engine.image(image_id, pull=False)
-        if found.get("RepoTags") or not is_snapshot(found):
+        if found.get("RepoTags") or found.get("RepoDigests") or not is_snapshot(found):
             return False
         await _remove(engine, image_id, force=False)
     except SandboxError:

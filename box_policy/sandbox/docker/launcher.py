@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from box_policy.sandbox.docker import container, images, listeners, reaper, runtime_store, seccomp_profile
+from box_policy.sandbox.docker import (
+    container,
+    images,
+    listeners,
+    places,
+    reaper,
+    runtime_store,
+    seccomp_profile,
+)
 from box_policy.sandbox.docker.box import DockerBox
 from box_policy.sandbox.docker.container import Image
 from box_policy.sandbox.docker.door import Door, make_parent
@@ -88,12 +96,18 @@ class DockerLauncher:
         return bool(found.get("RepoTags")) or not images.is_snapshot(found)
 
     async def remove_image(self, image_id: str) -> None:
-        """Remove an image; nothing happens if there is none.
+        """Remove an image that was made of a box; nothing happens if there is none, or it is another.
 
-        One that was made of a box may be in use by others: it is gone as far as anyone can see, and its
-        files are removed with what uses them last. SandboxError if another image is in use.
+        It may be in use by others: it is gone as far as anyone can see, and its files are removed with what
+        uses them last. SandboxError if the engine can't.
         """
-        await images.remove((await self._set()).engine, image_id)
+        engine = (await self._set()).engine
+        try:
+            found = await engine.image(image_id, pull=False)
+        except NoSuchObjectError:
+            return
+        if images.is_snapshot(found):  # whatever a snapshot's description says
+            await images.remove(engine, image_id)
 
     async def close(self) -> None:
         """Close every box of this launcher and stop what serves it."""
@@ -115,8 +129,10 @@ class DockerLauncher:
             config = container.box_container(
                 spec, image, setting.runtime.volume, door.directory, setting.seccomp, engine.socket
             )
+            places.check_volumes(image, config)
             container_id = await _made(engine, config)
             try:
+                await places.check_links(engine, container_id, image, config)
                 await engine.start(container_id)
                 control = await door.accept(START_TIMEOUT, lambda: engine.is_running(container_id))
                 _tell(control, request)

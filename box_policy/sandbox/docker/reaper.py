@@ -11,7 +11,7 @@ from typing import Any
 
 from docker import APIClient
 
-from box_policy.sandbox.docker import door, identity, images, runtime_store
+from box_policy.sandbox.docker import door, identity, images, paths, runtime_store
 from box_policy.sandbox.docker.engine import Engine
 from box_policy.sandbox.launcher import SandboxError
 
@@ -52,9 +52,11 @@ async def reap_with(engine: Engine, *, dry_run: bool = False) -> list[str]:
 async def _containers(engine: Engine, dry_run: bool) -> AsyncIterator[str]:
     for found in await _listed(engine, identity.LAUNCHER):
         labels = found["Labels"]
-        if not labels[identity.LAUNCHER]:
-            continue  # somebody else's, of an image that was made of a box
+        if not labels[identity.LAUNCHER] or not _is_ours(found):
+            continue  # somebody else's, of an image that has such a label
         lives = identity.may_live(labels[identity.LAUNCHER])
+        if not identity.is_of_this_boot(labels[identity.LAUNCHER]) and found["State"] in _RUNS:
+            continue  # nothing runs on from one boot to the next: it is another machine's engine
         is_left = found["State"] not in _RUNS and _age(found) > _OLD
         if lives is False or (lives is None and is_left):
             try:
@@ -64,6 +66,15 @@ async def _containers(engine: Engine, dry_run: bool) -> AsyncIterator[str]:
                 continue  # somebody else is at it, or the engine can't; the next sweep sees
             box = labels.get(identity.BOX, "unknown")
             yield f"container {found['Id'][:12]} of box {box}, which was {found['State']}"
+
+
+def _is_ours(found: Mapping[str, Any]) -> bool:
+    """Whether a container has the runtime. Its labels may be those of its image; its mounts are not."""
+    return any(
+        mount.get("Destination") == paths.RUNTIME
+        and str(mount.get("Name") or "").startswith(f"{runtime_store.REPOSITORY}-")
+        for mount in found.get("Mounts") or ()
+    )
 
 
 async def _images(engine: Engine, dry_run: bool) -> AsyncIterator[str]:

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import termios
 import time
@@ -31,6 +32,8 @@ _SEND_RETRIES = 1000
 _SEND_RETRY = 0.01
 _PAUSED = "the box is paused"
 _NAME_SIZE = 500
+_NULL_DEVICE = os.makedev(1, 3)
+"""linux/Documentation/admin-guide/devices.txt"""
 
 
 @dataclass(slots=True)
@@ -182,7 +185,7 @@ class InitLoop:
     ) -> list[int]:
         default = terminal
         if default is None:
-            default = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            default = _open_null()
             stack.callback(os.close, default)
         remaining = iter(fds)
         return [next(remaining) if is_given else default for is_given in given]
@@ -263,6 +266,20 @@ def _reason(refusal: bytes) -> tuple[int, str]:
         return int(reason["errno"]), str(reason["error"])
     except (ValueError, TypeError, KeyError):
         return errno.EIO, os.strerror(errno.EIO)
+
+
+def _open_null() -> int:
+    """The null device. OSError if something else is in its place.
+
+    A program that may write to /dev could put a link there: to /proc/self/mem, which is this process's.
+    """
+    fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _NULL_DEVICE:
+        os.close(fd)
+        raise OSError(errno.ENODEV, "what is at /dev/null is another file")
+    os.set_blocking(fd, True)
+    return fd
 
 
 def _can_be_read(fd: int) -> bool:

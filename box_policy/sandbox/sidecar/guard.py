@@ -43,12 +43,8 @@ class Guard:
         self._notices: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def install(self, tcp: Sequence[socket.socket], dns_udp: Sequence[socket.socket]) -> Probed:
-        """Put the rules in force and try them, on listening sockets that nobody serves yet.
-
-        Raises:
-            SidecarError: that can't be done. Rules that could be installed stay.
-        """
+    def install(self) -> None:
+        """Put the rules in force: SidecarError if that can't be done."""
         try:
             self._notices = _subscribe()
             self._table.install()
@@ -57,6 +53,9 @@ class Guard:
         except OSError as error:
             hint = "; is nf_tables in the kernel?" if error.errno in _MISSING else ""
             raise SidecarError(f"--sidecar: the kernel refuses the rules: {error.strerror}{hint}") from None
+
+    def try_out(self, tcp: Sequence[socket.socket], dns_udp: Sequence[socket.socket]) -> Probed:
+        """See the rules work, on listening sockets that nobody serves yet. SidecarError if they don't."""
         try:
             probed = probe(tcp, dns_udp)
         except OSError as error:

@@ -179,5 +179,6 @@ def _sent(client: socket.socket, address: str, port: int) -> bool:
 
 
 def _wait(sock: socket.socket, deadline: float) -> bool:
-    """Wait until there is something to take. False if it takes too long."""
-    return bool(select.select([sock], [], [], max(0.0, deadline - time.monotonic()))[0])
+    """Wait until there is something to take. False if it takes too long, all of it together."""
+    left = deadline - time.monotonic()
+    return left > 0 and bool(select.select([sock], [], [], left)[0])

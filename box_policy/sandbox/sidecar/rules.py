@@ -19,10 +19,10 @@ by its user; both have to be right. As ``nft`` would print them, with ``inbound`
             ct direction reply ct mark <inbound> accept
             ip daddr 127.0.0.11 meta l4proto tcp reject with tcp reset
             ip daddr 127.0.0.11 reject with icmpx admin-prohibited
-            fib daddr type local accept
-            icmpv6 type 131-133 accept
+            fib saddr type local fib daddr type local accept
+            tcp flags & rst == rst fib daddr type local accept
+            icmpv6 type 133 accept
             icmpv6 type 135-136 accept
-            icmpv6 type 143 accept
             meta l4proto tcp reject with tcp reset
             reject with icmpx admin-prohibited
         }
@@ -51,7 +51,11 @@ Why each is as it is:
   direction, as connection tracking takes a connection that is older than itself for one that was opened by
   whoever speaks first.
 - 127.0.0.11 is where Docker's resolver listens, at a port of its choice; Docker's rules bring the gate there.
-- Neighbour discovery and multicast listener reports are the kernel's own; without them IPv6 ends.
+- Only a local source may speak to local destinations: anybody may bind an IPv6 address that isn't there
+  (IPV6_FREEBIND), and could speak to the gate in the name of its name server. But the RST below comes, as
+  it were, from where the connection goes.
+- Neighbour discovery is the kernel's own; without it IPv6 ends. Reports of multicast listeners are not let
+  out: whoever joins a group chooses its address and those of its sources, and so what they say.
 - *leave* knows the interface that a packet really goes out by. A socket that is bound to an interface
   (SO_BINDTODEVICE, for anybody since Linux 5.7) sends what is redirected to 127.0.0.1 out into the network.
 """
@@ -80,8 +84,8 @@ _REPLY: Final = b"\x01"
 _FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
 _TCP_FLAGS_OFFSET: Final = 13
 _IPV4_DESTINATION_OFFSET: Final = 16
-# RFC 4861: solicitations and advertisements; RFC 2710, RFC 3810: multicast listener reports.
-_NEIGHBOUR_TYPES: Final = ((131, 133), (135, 136), (143, 143))
+# RFC 4861: solicitations and advertisements.
+_NEIGHBOUR_TYPES: Final = ((133, 133), (135, 136))
 _ICMPV6: Final = 58
 
 
@@ -138,7 +142,8 @@ class SidecarRules:
         yield from self._out()
         yield [*docker, *tcp, *nft.reset()]
         yield [*docker, *nft.reject()]
-        yield [*nft.destination_local(nft.EQUAL), *nft.accept()]
+        yield [*nft.source_local(), *nft.destination_local(nft.EQUAL), *nft.accept()]
+        yield [*tcp, *_tcp_flags(_RST, _RST), *nft.destination_local(nft.EQUAL), *nft.accept()]
         yield from _neighbours()
         # By RST: else a connection that is older than the rules would wait for an answer for minutes.
         yield [*tcp, *nft.reset()]
@@ -160,9 +165,12 @@ class SidecarRules:
             *_tcp_flags(_SYN, 0),
             *nft.accept(),
         ]
+        # With inbound connections denied only the RST that says so: an older connection has the mark, too.
+        refusal = [] if self.inbound else [*nft.protocol(socket.IPPROTO_TCP), *_tcp_flags(_RST, _RST)]
         yield [
             *_ct(nft.CT_DIRECTION, _REPLY),
             *_ct(nft.CT_MARK, nft.number(_INBOUND_MARK)),
+            *refusal,
             *nft.accept(),
         ]
 
