@@ -266,6 +266,10 @@ def _binaries() -> Path:
 @pytest.fixture(scope="module")
 def database(running_lab: Lab) -> Iterator[Database]:
     binaries = _binaries()
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        pytest.skip("PostgreSQL's server takes no user without a name")
     with tempfile.TemporaryDirectory(prefix="box-policy-postgresql-") as name:
         directory = Path(name)
         authority = trustme.CA()

@@ -88,7 +88,7 @@ def test_the_tools_of_an_agent(sandbox: UpstashBoxSandbox) -> None:
     read = sandbox.read(path)
     assert read.file_data is not None
     assert read.file_data["content"].splitlines() == ["one", "zwei", "three"]
-    (match,) = sandbox.grep("zw", "/workspace/home").matches or []
+    (match,) = sandbox.grep("zwei", "/workspace/home").matches or []
     assert (match["path"], match["line"], match["text"]) == (path, 2, "zwei")
     assert [found["path"] for found in sandbox.glob("*.txt", "/workspace/home").matches or []] == [
         "notes.txt"

@@ -78,11 +78,12 @@ async def test_others_that_go_on_for_ever_do_not_keep_a_slow_reader(box: Namespa
 async def test_a_slow_reader_holds_the_program_back(box: NamespaceBox) -> None:
     script = "i=0; while [ $i -lt 200 ]; do head -c 10000 /dev/zero; i=$((i+1)); echo $i > count; done"
     async with asyncio.timeout(PATIENCE), sh(box, script) as events:
-        await anext(events)
+        first = await anext(events)
+        assert isinstance(first, Piece)
         await asyncio.sleep(0.5)
         counted = await events_of(box, "cat count")
         assert isinstance(counted[0], Piece) and int(counted[0].data) < 30
-        size = 10_000
+        size = len(first.data)
         async for event in events:
             size += len(event.data) if isinstance(event, Piece) else 0
         assert size >= 2_000_000
