@@ -1,6 +1,6 @@
-"""The whole suite, two directories at a time: ``python -m tests [OPTIONS OF PYTEST]``.
+"""The whole suite, three directories at a time: ``python -m tests [OPTIONS OF PYTEST]``.
 
-Much of it waits for something, so on two processors it takes little more than half as long. Not with
+Much of it waits for something, so on two processors it takes less than half as long. Not with
 pytest-xdist: its workers have a second thread from the start, and a process that has several can't move into
 the test network's namespace.
 """
@@ -16,7 +16,7 @@ from typing import Final
 
 _TESTS: Final = Path(__file__).parent
 _LONGEST_FIRST: Final = ("containers", "adversary", "sandbox", "gate", "cli", "service", "control", "sdk")
-_AT_ONCE: Final = 2
+_AT_ONCE: Final = 3
 _COUNTED: Final = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)\b")
 _NO_TESTS: Final = 5
 """pytest's exit status."""
