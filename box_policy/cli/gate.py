@@ -10,7 +10,13 @@ import typer
 
 from box_policy.cli.errors import USAGE, fail
 from box_policy.cli.gate_process import LOOPBACK, GateOptions, run_gate
-from box_policy.cli.run import chosen_limits, name_server_address
+from box_policy.cli.operator_options import (
+    LimitOption,
+    NameServerOption,
+    PrivateRangeOption,
+    chosen_limits,
+    name_server_address,
+)
 from box_policy.control.http.address import ControlError, TcpAddress, parse_control_address
 from box_policy.control.http.token import read_token
 from box_policy.policy.addresses import InvalidCidr, canonical_cidr
@@ -103,30 +109,9 @@ def gate(
             help="With --sidecar: even if that is the machine's own, with all its programs.",
         ),
     ] = False,
-    private_range: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CIDR",
-            envvar="BOX_POLICY_PRIVATE_RANGES",
-            help="Let policies open a private range. Repeatable.",
-        ),
-    ] = None,
-    name_server: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ADDRESS",
-            envvar="BOX_POLICY_NAME_SERVERS",
-            help="Ask this name server, not those of resolv.conf. Repeatable.",
-        ),
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            envvar="BOX_POLICY_LIMITS",
-            help="What the traffic may cost the gate: connections=512. Repeatable.",
-        ),
-    ] = None,
+    private_range: PrivateRangeOption = None,
+    name_server: NameServerOption = None,
+    limit: LimitOption = None,
     ech: Annotated[
         Choice,
         typer.Option(

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +26,7 @@ from box_policy.cli.backend import (
 )
 from box_policy.cli.denials import Denials
 from box_policy.cli.errors import FAILURE, USAGE, fail
+from box_policy.cli.operator_options import chosen_limits, name_server_address
 from box_policy.cli.policy_options import (
     AllowAllOption,
     AllowCidrOption,
@@ -179,22 +179,6 @@ def _policy(watch: Path | None, file: Path | None, *options: Any) -> NetworkPoli
     if file is not None or any(options):
         fail("--watch takes the place of --policy, --allow-all, --deny-all and of lists", USAGE)
     return None
-
-
-def name_server_address(server: str) -> str:
-    """The address of a name server that was typed. Ends the command if it is none."""
-    try:
-        return str(ip_address(server))
-    except ValueError:
-        fail(f"--name-server: {server!r} is not an IP address", USAGE)
-
-
-def chosen_limits(given: Sequence[str] | None) -> Limits:
-    """The limits that were typed. Ends the command if they are none."""
-    try:
-        return Limits.parse(given or ())
-    except ValueError as error:
-        fail(f"--limit: {error}", USAGE)
 
 
 def _environment(given: Sequence[str]) -> dict[str, str]:

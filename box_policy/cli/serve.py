@@ -26,8 +26,14 @@ from box_policy.cli.backend import (
 from box_policy.cli.check import read_or_exit
 from box_policy.cli.complaints import complaining
 from box_policy.cli.errors import FAILURE, USAGE, fail
+from box_policy.cli.operator_options import (
+    LimitOption,
+    NameServerOption,
+    PrivateRangeOption,
+    chosen_limits,
+    name_server_address,
+)
 from box_policy.cli.remote import default_address
-from box_policy.cli.run import chosen_limits, name_server_address
 from box_policy.control.http.address import (
     ControlError,
     InheritedAddress,
@@ -97,30 +103,9 @@ def serve(
         ),
     ] = None,
     max_boxes: Annotated[int, typer.Option(min=1, max=10_000, help="Boxes at once.")] = 256,
-    private_range: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CIDR",
-            envvar="BOX_POLICY_PRIVATE_RANGES",
-            help="Let policies open a private range. Repeatable.",
-        ),
-    ] = None,
-    name_server: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ADDRESS",
-            envvar="BOX_POLICY_NAME_SERVERS",
-            help="Ask this name server, not those of resolv.conf.",
-        ),
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            envvar="BOX_POLICY_LIMITS",
-            help="What each box may cost the gate: connections=512. Repeatable.",
-        ),
-    ] = None,
+    private_range: PrivateRangeOption = None,
+    name_server: NameServerOption = None,
+    limit: LimitOption = None,
     log: Annotated[
         Path | None,
         typer.Option(envvar="BOX_POLICY_LOG", help="Append every decision to a file, as JSON lines."),
