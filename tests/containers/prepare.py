@@ -100,8 +100,10 @@ def _once(name: str, make: Callable[[Path], None]) -> None:
         if not (cache() / name).exists():  # another run may have been faster
             partial.rename(cache() / name)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.unlink(missing_ok=True) if not partial.is_dir() else None
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def _fetch_engine(directory: Path) -> None:
